@@ -1,0 +1,142 @@
+"""Typed configuration: YAML in, frozen objects inside, `key=value` overrides; a typo names its nearest neighbour."""
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from data_pipeline.base.errors import ConfigError, nearest
+
+
+class Config(BaseModel):
+    """Base of every configuration group: immutable, no unknown keys, no silent conversion of types."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+
+
+ConfigT = TypeVar("ConfigT", bound=Config)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's safe loader, which also reads `1e-3` as a number (YAML 1.1 takes it for a string)."""
+
+
+_Loader.yaml_implicit_resolvers = {k: list(v) for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+_Loader.add_implicit_resolver(  # type: ignore[no-untyped-call]
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file. Raises ConfigError when it is missing, damaged or not a mapping."""
+    try:
+        content = yaml.load(path.read_text(), Loader=_Loader)  # noqa: S506 - derives from SafeLoader
+    except FileNotFoundError:
+        hint = nearest(path.name, [p.name for p in path.parent.glob("*.yaml")]) if path.parent.is_dir() else None
+        raise ConfigError("no such configuration file", file=path, remedy=hint) from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError("not a readable YAML file", file=path, found=error) from None
+    if not isinstance(content, dict):
+        raise ConfigError("not a configuration", file=path, found=type(content).__name__, expected="a mapping of keys")
+    return content
+
+
+def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
+    """`["training.steps=10"]` as `{"training.steps": 10}`; values are read as YAML."""
+    parsed = {}
+    for text in overrides:
+        key, separator, value = text.partition("=")
+        if not separator or not key:
+            raise ConfigError("not an override", found=text, expected="key=value, for example training.steps=10")
+        try:
+            parsed[key.strip()] = yaml.load(value, Loader=_Loader)  # noqa: S506 - derives from SafeLoader
+        except yaml.YAMLError as error:
+            raise ConfigError("the value of an override is not YAML", key=key, found=error) from None
+    return parsed
+
+
+def apply_overrides(content: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of `content` with dotted keys replaced; list items are named by their number (`data.0.weight`)."""
+    result: Any = _copy(content)
+    for dotted, value in overrides.items():
+        node, *rest = result, *dotted.split(".")
+        for part in rest[:-1]:
+            node = _child(node, part, dotted)
+        if isinstance(node, list):
+            _child(node, rest[-1], dotted)
+            node[int(rest[-1])] = value
+        else:
+            node[rest[-1]] = value
+    return dict(result)
+
+
+def _copy(node: Any) -> Any:
+    if isinstance(node, dict):
+        return {k: _copy(v) for k, v in node.items()}
+    return [_copy(v) for v in node] if isinstance(node, list) else node
+
+
+def _child(node: Any, part: str, dotted: str) -> Any:
+    if isinstance(node, list):
+        if not part.isdigit() or int(part) >= len(node):
+            raise ConfigError("no such list item", key=dotted, found=part, expected=f"a number below {len(node)}")
+        return node[int(part)]
+    child = node.get(part)
+    if child is None:
+        child = node[part] = {}
+    if not isinstance(child, dict | list):
+        raise ConfigError("an override reaches into a plain value", key=dotted, found=f"{part} = {child!r}")
+    return child
+
+
+def build(cls: type[ConfigT], content: Mapping[str, Any], *, file: str | Path | None = None) -> ConfigT:
+    """The typed configuration. Raises ConfigError with every key that is unknown, missing or of a wrong type."""
+    try:
+        return cls.model_validate(content)
+    except ValidationError as error:
+        lines = [_explain(cls, e) for e in error.errors()]
+        raise ConfigError("the configuration is not valid", file=file, key="\n       ".join(lines)) from None
+
+
+def load(cls: type[ConfigT], path: str | Path, overrides: Iterable[str] = ()) -> ConfigT:
+    """Read, override and check a configuration file."""
+    path = Path(path)
+    return build(cls, apply_overrides(read_yaml(path), parse_overrides(overrides)), file=path)
+
+
+def _explain(cls: type[Config], error: Any) -> str:
+    location = [str(part) for part in error["loc"]]
+    dotted = ".".join(location)
+    if error["type"] == "extra_forbidden":
+        known = _known_keys(cls, location[:-1])
+        return f"{dotted}: unknown key; {nearest(location[-1], known)}"
+    if error["type"] == "missing":
+        return f"{dotted}: missing"
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{dotted or '(whole)'}: {message}" + (f" (found {error['input']!r})" if dotted else "")
+
+
+def _known_keys(cls: type[Config], location: list[str]) -> list[str]:
+    kind: Any = cls
+    for part in location:
+        kind = _element(kind.model_fields[part].annotation if _is_config(kind) and part in kind.model_fields else kind)
+    return list(kind.model_fields) if _is_config(kind) else []
+
+
+def _element(annotation: Any) -> Any:
+    """The configuration class inside `X | None`, `tuple[X, ...]` or `dict[str, X]`."""
+    if _is_config(annotation):
+        return annotation
+    if get_origin(annotation) is not None or get_origin(annotation) is Union:
+        for argument in get_args(annotation):
+            found = _element(argument)
+            if _is_config(found):
+                return found
+    return annotation
+
+
+def _is_config(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, Config)

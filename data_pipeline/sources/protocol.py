@@ -1,0 +1,39 @@
+"""What a source of raw trajectories promises the build, whether it reads files or solves a PDE."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
+
+from data_pipeline.config import DatasetConfig
+from data_pipeline.trajectory import DatasetInfo, Trajectory
+
+
+class Source(Protocol):
+    """Trajectories by split and number; opening one is cheap, and checks what can be checked without long work."""
+
+    info: DatasetInfo
+    splits: Mapping[str, int]
+    """Number of trajectories in each split."""
+
+    def read(self, split: str, start: int, stop: int) -> Iterator[Trajectory]:
+        """Trajectories start .. stop of a split, one at a time.
+
+        Raises:
+            DataError: a file is damaged, or a field holds NaN or Inf; names file, key and trajectory.
+        """
+        ...
+
+    def fingerprint(self) -> Any:
+        """A JSON-able value that changes when the raw data change (file names, sizes and times; seed and version)."""
+        ...
+
+
+def open_source(config: DatasetConfig) -> Source:
+    """The source that a dataset's configuration names. Raises ConfigError or DataError."""
+    if config.generate is not None:
+        from data_pipeline.solvers.source import SolverSource
+
+        return SolverSource(config.name, config.generate)
+    assert config.convert is not None
+    from data_pipeline.sources.the_well import TheWellSource
+
+    return TheWellSource(config.name, config.convert)

@@ -1,0 +1,64 @@
+"""The one record that everything speaks: a trajectory of named fields on a grid, and what its dataset is."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_pipeline.base.config import Config
+
+Boundary = Literal["periodic", "wall", "open"]
+FloatArray = NDArray[np.float32]
+
+
+class DatasetInfo(Config):
+    """What all trajectories of a dataset have in common.
+
+    `space`, `axes`, `extent` and `boundaries` have one entry a spatial axis, in the order of the fields' axes.
+    """
+
+    name: str
+    channels: tuple[str, ...]
+    """Names of the fields, in the order of the last axis."""
+    space: tuple[int, ...]
+    """Grid points along each axis."""
+    frames: int
+    """Frames in each trajectory."""
+    dt: float
+    """Time between two frames, in the units of the equation."""
+    axes: tuple[str, ...]
+    extent: tuple[tuple[float, float], ...]
+    """Lower and upper end of the domain along each axis."""
+    boundaries: tuple[Boundary, ...]
+    translation_invariant: bool = False
+    """The equation is the same everywhere (no forcing or coefficients that depend on place), so that along periodic
+    axes a shifted solution is a solution."""
+    parameters: tuple[str, ...] = ()
+    """Names of the PDE parameters that each trajectory carries."""
+    static_channels: tuple[str, ...] = ()
+    """Names of the fields that do not change in time."""
+    equation: str = ""
+    source: str = ""
+    """Where the data come from: a solver with its scheme, or the files and their publisher."""
+    licence: str = ""
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """One solution of one PDE.
+
+    Attributes:
+        fields: float32 (T, *space, C), channels last.
+        times: float64 (T,), strictly increasing.
+        parameters: value of each PDE parameter of this trajectory.
+        static: float32 (*space, S), fields that do not change in time, or None.
+        provenance: where it came from (file and index, or solver and sample number).
+    """
+
+    fields: FloatArray
+    times: NDArray[np.float64]
+    parameters: Mapping[str, float] = field(default_factory=dict)
+    static: FloatArray | None = None
+    provenance: Mapping[str, str | int | float] = field(default_factory=dict)
