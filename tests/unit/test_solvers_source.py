@@ -1,0 +1,250 @@
+"""What a solver promises as a source of trajectories."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from data_pipeline.base.config import load
+from data_pipeline.base.errors import ConfigError, DataError
+from data_pipeline.config import DatasetConfig, GenerateConfig
+from data_pipeline.solvers.registry import FAMILIES
+from data_pipeline.solvers.source import SolverSource
+
+CONFIGS = Path(__file__).parents[2] / "configs" / "data"
+TIMES = {
+    "navier_stokes_2d": {"dt": 0.5, "start": 1.0},
+    "diffusion_reaction_2d": {"dt": 0.1, "start": 0.2},
+    "shallow_water_2d": {"dt": 0.1},
+    "gray_scott_2d": {"dt": 10.0, "start": 5.0},
+    "burgers_2d": {"dt": 0.05},
+}
+
+
+def config(family: str, **changes: object) -> GenerateConfig:
+    content = {
+        "family": family,
+        "resolution": (16, 12),
+        "frames": 3,
+        "seed": 5,
+        "splits": {"train": 4, "test": 4},
+        **TIMES.get(family, {"dt": 1.0}),
+        **changes,
+    }
+    return GenerateConfig.model_validate(content)
+
+
+def source(family: str, **changes: object) -> SolverSource:
+    return SolverSource("name", config(family, **changes))
+
+
+families = pytest.mark.parametrize("family", sorted(FAMILIES))
+
+
+def test_every_family_is_tried_here():
+    assert set(TIMES) == set(FAMILIES)
+
+
+@families
+def test_trajectories_are_what_the_info_says(family):
+    made = source(family)
+    info = made.info
+    trajectories = list(made.read("train", 1, 3))
+    assert len(trajectories) == 2
+    for number, trajectory in enumerate(trajectories, start=1):
+        assert trajectory.fields.dtype == np.float32
+        assert trajectory.fields.shape == (info.frames, *info.space, len(info.channels))
+        assert np.isfinite(trajectory.fields).all()
+        assert not np.array_equal(trajectory.fields[0], trajectory.fields[-1])
+        start = TIMES[family].get("start", 0.0)
+        np.testing.assert_allclose(trajectory.times, start + info.dt * np.arange(info.frames))
+        assert tuple(trajectory.parameters) == info.parameters
+        provenance = trajectory.provenance
+        assert (provenance["solver"], provenance["seed"]) == (family, 5)
+        assert (provenance["split"], provenance["sample"]) == ("train", number)
+        assert provenance["scheme"]
+    assert len(info.space) == len(info.axes) == len(info.extent) == len(info.boundaries)
+    assert info.equation
+    assert info.licence
+
+
+@families
+def test_a_sample_does_not_depend_on_its_batch(family):
+    made = source(family)
+    together = [t.fields for t in made.read("train", 0, 4)]
+    alone = [t.fields for n in range(4) for t in made.read("train", n, n + 1)]
+    for a, b in zip(together, alone, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@families
+def test_samples_differ_by_number_split_and_seed(family):
+    made = source(family)
+    fields = [t.fields for split in ("train", "test") for t in made.read(split, 0, 4)]
+    fields += [t.fields for t in source(family, seed=6).read("train", 0, 4)]
+    assert len({f.tobytes() for f in fields}) == 12
+
+
+@families
+def test_the_first_frame_is_at_start(family):
+    late = next(source(family).read("train", 0, 1))
+    early = source(family, start=0.0)
+    first = next(early.read("train", 0, 1)).fields[0]
+    if TIMES[family].get("start"):
+        assert not np.array_equal(first, late.fields[0])
+    state, _ = early.draw("train", 0)
+    stored = state[: len(early.info.channels)].movedim(0, -1)
+    np.testing.assert_allclose(first, stored, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", ["navier_stokes_2d", "shallow_water_2d", "diffusion_reaction_2d"])
+def test_frames_do_not_depend_on_how_many_are_stored(family):
+    every = next(source(family, frames=5).read("train", 0, 1)).fields
+    step = TIMES[family]["dt"]
+    other = next(source(family, frames=3, dt=2 * step).read("train", 0, 1)).fields
+    np.testing.assert_allclose(every[::2], other, atol=2e-3 if family == "shallow_water_2d" else 1e-6)
+
+
+def test_refining_the_solver_grid_keeps_the_stored_grid_and_the_sample():
+    coarse = next(source("navier_stokes_2d", resolution=(32, 32)).read("train", 0, 1)).fields
+    fine = next(source("navier_stokes_2d", resolution=(32, 32), parameters={"refine": 2}).read("train", 0, 1)).fields
+    assert fine.shape == coarse.shape
+    np.testing.assert_allclose(fine, coarse, atol=2e-3 * np.abs(coarse).max())
+
+
+def test_cells_of_a_refined_grid_are_averaged():
+    coarse = next(source("shallow_water_2d", resolution=(32, 32)).read("train", 0, 1)).fields
+    fine = next(source("shallow_water_2d", resolution=(32, 32), parameters={"refine": 2}).read("train", 0, 1)).fields
+    cell = (5 / 32) ** 2
+    assert fine[0].sum() * cell == pytest.approx(coarse[0].sum() * cell, rel=2e-3)
+    np.testing.assert_allclose(fine[0], coarse[0], atol=0.3)
+
+
+def test_each_trajectory_draws_its_own_parameters_from_a_range():
+    made = source("navier_stokes_2d", parameters={"viscosity": [1e-3, 1e-2]})
+    drawn = [t.parameters["viscosity"] for t in made.read("train", 0, 4)]
+    assert len(set(drawn)) == 4
+    assert all(1e-3 <= value <= 1e-2 for value in drawn)
+
+
+def test_a_wider_range_of_one_parameter_leaves_the_rest_of_a_sample_alone():
+    fixed = source("navier_stokes_2d", start=0.0)
+    varied = source("navier_stokes_2d", start=0.0, parameters={"viscosity": [1e-3, 1e-2]})
+    a, b = next(fixed.read("train", 0, 1)), next(varied.read("train", 0, 1))
+    assert a.parameters["forcing"] == b.parameters["forcing"]
+    np.testing.assert_array_equal(a.fields[0], b.fields[0])
+
+
+def test_gray_scott_draws_among_its_regimes():
+    made = source("gray_scott_2d", splits={"train": 16}, parameters={"regimes": ["maze", "spots"]})
+    drawn = {(t.parameters["feed"], t.parameters["kill"]) for t in made.read("train", 0, 16)}
+    assert drawn == {(0.029, 0.057), (0.03, 0.062)}
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "words"),
+    [
+        ("navier_stoke_2d", {}, ["navier_stoke_2d", "did you mean 'navier_stokes_2d'"]),
+        ("navier_stokes_2d", {"parameters": {"viscocity": 1e-3}}, ["viscocity", "did you mean 'viscosity'"]),
+        ("navier_stokes_2d", {"parameters": {"viscosity": -1e-3}}, ["viscosity", "> 0", "-0.001"]),
+        ("navier_stokes_2d", {"parameters": {"viscosity": [2e-3, 1e-3]}}, ["viscosity", "low <= high"]),
+        ("navier_stokes_2d", {"parameters": {"viscosity": "thick"}}, ["viscosity", "a number, or [low, high]"]),
+        ("navier_stokes_2d", {"parameters": {"step": 0.0}}, ["step", "greater than 0"]),
+        (
+            "navier_stokes_2d",
+            {"resolution": (64, 64), "parameters": {"step": 0.4}},
+            ["parameters.step", "found: 0.3333", "at most 0."],
+        ),
+        ("navier_stokes_2d", {"resolution": (16,)}, ["resolution", "[16]", "2 numbers", "x, y"]),
+        ("navier_stokes_2d", {"resolution": (16, 16, 16)}, ["resolution", "2 numbers"]),
+        ("navier_stokes_2d", {"parameters": {"refine": 0}}, ["refine", "greater than or equal to 1"]),
+        ("diffusion_reaction_2d", {"parameters": {"step": 0.1}}, ["parameters.step", "found: 0.1", "at most 0.03707"]),
+        ("gray_scott_2d", {"parameters": {"step": 5.0}}, ["parameters.step", "found: 5", "at most 2.78"]),
+        ("gray_scott_2d", {"parameters": {"regimes": ["mazes"]}}, ["regimes", "maze"]),
+        ("gray_scott_2d", {"parameters": {"regimes": []}}, ["regimes", "at least 1"]),
+        ("gray_scott_2d", {"parameters": {"blobs": [5, 2]}}, ["blobs", "low <= high"]),
+        ("shallow_water_2d", {"parameters": {"courant": 0.8}}, ["courant", "less than or equal to 0.5"]),
+        ("shallow_water_2d", {"parameters": {"radius": 3.0}}, ["parameters.radius", "found: 3.0", "below 2.5"]),
+        ("burgers_2d", {"parameters": {"modes": 6}}, ["parameters.modes", "found: 6", "at most 3"]),
+        ("burgers_2d", {"parameters": {"step": 0.5}}, ["parameters.step", "at most"]),
+    ],
+)
+def test_bad_input_is_refused_before_any_work(family, changes, words):
+    with pytest.raises(ConfigError) as refused:
+        source(family, **changes)
+    for word in words:
+        assert word in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("split", "start", "stop", "word"),
+    [("valid", 0, 1, "valid"), ("train", 0, 5, "0 .. 4"), ("train", -1, 2, "0 .. 4")],
+)
+def test_a_range_that_does_not_exist_is_refused(split, start, stop, word):
+    with pytest.raises(ConfigError, match=word):
+        list(source("burgers_2d").read(split, start, stop))
+
+
+def test_an_empty_range_yields_nothing():
+    assert list(source("burgers_2d").read("train", 2, 2)) == []
+
+
+def test_a_solution_that_blows_up_is_named():
+    made = source("burgers_2d", dt=1.0, parameters={"viscosity": 1e-6})
+    with pytest.raises(DataError) as failed:
+        list(made.read("test", 2, 4))
+    for word in ("burgers_2d", "split test", "trajectory 2", "viscosity = 1e-06", "parameters.step"):
+        assert word in str(failed.value)
+
+
+def test_a_shallow_water_solution_that_blows_up_ends_and_is_nan():
+    made = source("shallow_water_2d")
+    states = torch.ones(2, 3, 8, 8, dtype=torch.float64)
+    states[1, 0, 4, 4] = -1.0
+    parameters = {name: torch.ones(2, dtype=torch.float64) for name in made.info.parameters}
+    solver = FAMILIES["shallow_water_2d"]((8, 8), made.solver.parameters)
+    fields = solver.solve(states, parameters, start=0.0, dt=0.1, frames=3)
+    assert torch.isfinite(fields[0]).all()
+    assert not torch.isfinite(fields[1, -1]).all()
+
+
+def test_the_fingerprint_follows_what_decides_the_numbers(monkeypatch):
+    plain = source("burgers_2d").fingerprint()
+    json.dumps(plain)
+    assert plain == source("burgers_2d", parameters={"viscosity": 1e-2}).fingerprint()  # the default, spelled out
+    others = [source("burgers_2d", **c).fingerprint() for c in ({"seed": 1}, {"parameters": {"viscosity": 2e-2}})]
+    monkeypatch.setattr(FAMILIES["burgers_2d"], "version", 2)
+    others.append(source("burgers_2d").fingerprint())
+    assert all(other != plain for other in others)
+
+
+@pytest.mark.parametrize(
+    "name", ["navier_stokes_2d", "diffusion_reaction_2d", "shallow_water_2d", "gray_scott_2d", "burgers_2d"]
+)
+def test_the_configurations_of_the_project_open(name):
+    settings = load(DatasetConfig, CONFIGS / f"{name}.yaml")
+    assert settings.generate is not None
+    opened = SolverSource(settings.name, settings.generate)
+    assert opened.info.space == (64, 64)
+    assert opened.info.frames >= 20
+    assert opened.splits["valid"] == 4
+
+
+@pytest.mark.parametrize("family", ["navier_stokes_2d", "burgers_2d"])
+def test_advection_feeds_no_mode_above_two_thirds(family):
+    solver = source(family, resolution=(16, 16)).solver
+    parameters = {name: torch.full((1, 1, 1, 1), 0.0, dtype=torch.float64) for name in solver.parameter_names}
+    problem = solver.problem(parameters, torch.device("cpu"))
+    rough = torch.randn(1, len(solver.channels), 16, 16, dtype=torch.float64)
+    rate = problem.nonlinear(problem.basis.forward(rough)).abs()
+    assert rate[..., :6, 1:6].min() > 0
+    assert rate[..., 6:11, :].max() == 0
+    assert rate[..., 6:].max() == 0
+
+
+def test_white_noise_is_drawn_in_the_stored_cells():
+    plain = next(source("diffusion_reaction_2d", start=0.0).read("train", 0, 1)).fields[0]
+    fine = next(source("diffusion_reaction_2d", start=0.0, parameters={"refine": 2}).read("train", 0, 1)).fields[0]
+    np.testing.assert_allclose(fine, plain, atol=1e-6)

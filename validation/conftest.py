@@ -1,0 +1,57 @@
+"""Helpers of the solvers' validation."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from data_pipeline.base.config import build
+from data_pipeline.solvers.registry import find_family
+
+
+class Run:
+    """One family on one grid, started from a given state; float64 all the way, unlike the stored frames."""
+
+    def __init__(self, family: str, grid: tuple[int, ...], numerics: Mapping[str, Any] | None = None) -> None:
+        kind = find_family(family)
+        self.solver = kind(grid, build(kind.parameters_class, numerics or {}))
+        self.points = self.solver.coordinates()
+
+    def __call__(self, initial: Tensor, time: float, **parameters: float) -> Tensor:
+        """The stored channels (C, *grid) at `time`, from the state (S, *grid) at 0."""
+        columns = {
+            name: torch.tensor([value], dtype=torch.float64)
+            for name in self.solver.parameter_names
+            for value in [parameters.get(name, getattr(self.solver.parameters, name, (math.nan,))[0])]
+        }
+        evolution = self.solver.begin(initial[None], columns)
+        evolution.advance(time)
+        return evolution.fields()[0]
+
+
+@pytest.fixture
+def run() -> type[Run]:
+    return Run
+
+
+@pytest.fixture
+def observed_order() -> Callable[[str, list[float], float], float]:
+    """Order between the last two errors of a sequence of refinements, printed with them."""
+
+    def order(what: str, errors: list[float], factor: float = 2.0) -> float:
+        found = math.log(errors[-2] / errors[-1]) / math.log(factor)
+        print(f"{what}: errors {', '.join(f'{e:.2e}' for e in errors)}; observed order {found:.2f}")
+        return found
+
+    return order
+
+
+@pytest.fixture
+def relative_l2() -> Callable[[Tensor, Tensor], float]:
+    def error(found: Tensor, exact: Tensor) -> float:
+        return float((found - exact).norm() / exact.norm())
+
+    return error
