@@ -1,0 +1,198 @@
+"""Build the canonical Zarr store of a dataset from its source, with Ray."""
+
+import hashlib
+from collections.abc import Sequence
+from functools import partial
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_pipeline import jobs
+from data_pipeline.base.errors import DataError
+from data_pipeline.base.files import digest
+from data_pipeline.config import SPLITS, DatasetConfig
+from data_pipeline.jobs import Job, Receipt, ShardTask
+from data_pipeline.sources.protocol import open_source
+from data_pipeline.stores import zarr_store
+from data_pipeline.stores.manifest import FORMAT_VERSION
+from data_pipeline.stores.statistics import measure, statistics
+from data_pipeline.trajectory import DatasetInfo, Trajectory
+
+_COPIES_IN_MEMORY = 4  # trajectories as read, stacked, encoded frame by frame, joined into the shard
+
+
+def build_store(
+    config: DatasetConfig, root: Path, *, ray_address: str | None = None, max_in_flight: int | None = None
+) -> Path:
+    """Write a dataset's store `<root>/<name>.zarr`; a second run does nothing, an interrupted one continues.
+
+    Args:
+        config: the dataset.
+        root: folder of the store.
+        ray_address: a running Ray cluster that shares `root`; by default a local session.
+        max_in_flight: shards at work at once; by default two for each CPU.
+
+    Returns:
+        The store's folder.
+
+    Raises:
+        ConfigError, DataError: the source cannot be used, or a trajectory is not what the source says; a store made
+            from something else is there already; the disk is too small.
+    """
+    config, root = _anywhere(config), root.resolve()
+    source = open_source(config)
+    splits = {split: source.splits[split] for split in SPLITS if source.splits.get(split)}
+    if not splits:
+        raise DataError("the source has no trajectories", key=config.name, remedy="give each split a number above 0")
+    plan = {
+        "format": FORMAT_VERSION,
+        # Where the raw files lie is no matter: the fingerprint tells which they are.
+        "config": config.model_dump(mode="json", exclude={"export": True, "convert": {"path"}}),
+        "source": source.fingerprint(),
+    }
+    per_shard = config.store.trajectories_per_shard
+    job = Job(
+        final=root / f"{config.name}.zarr",
+        plan=plan,
+        tasks=jobs.shard_tasks(splits, per_shard),
+        prepare=partial(_prepare, source.info, splits, per_shard, plan),
+        work=partial(_write_shard, config),
+        finish=partial(_finish, source.info),
+        bytes_needed=sum(splits.values()) * trajectory_bytes(source.info),
+        bytes_per_task=_COPIES_IN_MEMORY * min(per_shard, max(splits.values())) * trajectory_bytes(source.info),
+    )
+    return jobs.run(job, ray_address=ray_address, max_in_flight=max_in_flight)
+
+
+def _anywhere(config: DatasetConfig) -> DatasetConfig:
+    """The configuration with an absolute path: workers may run in another folder."""
+    if config.convert is None:
+        return config
+    path = str(Path(config.convert.path).expanduser().resolve())
+    return config.model_copy(update={"convert": config.convert.model_copy(update={"path": path})})
+
+
+def trajectory_bytes(info: DatasetInfo, itemsize: int = 4) -> int:
+    """Bytes of one stored trajectory, its static fields and checksums included."""
+    points = prod(info.space)
+    values = info.frames * points * len(info.channels) + points * len(info.static_channels)
+    return values * itemsize + 32 * info.frames + 8 * len(info.parameters)
+
+
+def _prepare(info: DatasetInfo, splits: dict[str, int], per_shard: int, plan: dict[str, Any], folder: Path) -> None:
+    zarr_store.create(folder, info, splits, per_shard, {"plan_digest": digest(plan), "source": info.source})
+
+
+def _write_shard(config: DatasetConfig, folder: Path, task: ShardTask) -> tuple[list[str], list[dict[str, Any]]]:
+    """In a worker: read, check, measure and write the trajectories of one shard."""
+    if config.generate is not None:  # only solvers use torch; importing it takes seconds
+        import torch
+
+        torch.set_num_threads(1)  # one task has one CPU
+    source = open_source(config)
+    trajectories = list(source.read(task.split, task.start, task.stop))
+    if len(trajectories) != task.stop - task.start:
+        raise DataError(
+            f"the source gave {len(trajectories)} trajectories",
+            key=f"{config.name}, split {task.split}, trajectories {task.start}..{task.stop}",
+            expected=task.stop - task.start,
+        )
+    for number, trajectory in enumerate(trajectories, task.start):
+        check_trajectory(trajectory, source.info, f"{config.name}, split {task.split}, trajectory {number}")
+    files = zarr_store.write(folder, source.info, task.split, task.shard, task.start, trajectories)
+    return files, [_describe(trajectory, source.info) for trajectory in trajectories]
+
+
+def check_trajectory(trajectory: Trajectory, info: DatasetInfo, key: str) -> None:
+    """Raise DataError when a trajectory is not what its dataset says, or holds NaN or Inf."""
+    frame = (*info.space, len(info.channels))
+    expected: dict[str, tuple[Any, tuple[int, ...]]] = {
+        "fields": (trajectory.fields, (info.frames, *frame)),
+        "times": (trajectory.times, (info.frames,)),
+        "parameters": (np.array([*trajectory.parameters.values()], np.float64), (len(info.parameters),)),
+    }
+    if info.static_channels or trajectory.static is not None:
+        expected["static"] = (trajectory.static, (*info.space, len(info.static_channels)))
+    file = trajectory.provenance.get("file")
+    place: dict[str, Any] = {"file": file}
+    for name, (values, shape) in expected.items():
+        where = f"{key}, {name}"
+        if values is None or values.shape != shape:
+            raise DataError("wrong shape", key=where, found=getattr(values, "shape", None), expected=shape, **place)
+        if not np.isfinite(values).all():
+            raise DataError("NaN or Inf in the data", key=where, expected="finite numbers", **place)
+    if trajectory.fields.dtype != np.float32:
+        raise DataError("wrong type", key=f"{key}, fields", found=trajectory.fields.dtype, expected="float32", **place)
+    if not (np.diff(trajectory.times) > 0).all():
+        raise DataError("times do not increase", key=f"{key}, times", found=trajectory.times, **place)
+    if set(trajectory.parameters) != set(info.parameters):
+        found = ", ".join(trajectory.parameters)
+        raise DataError("wrong parameters", key=key, found=found, expected=", ".join(info.parameters), **place)
+
+
+def _describe(trajectory: Trajectory, info: DatasetInfo) -> dict[str, Any]:
+    return {
+        "digest": _data_digest(trajectory, info),
+        "moments": measure(trajectory.fields).model_dump(mode="json"),
+        "provenance": {k: v.item() if isinstance(v, np.generic) else v for k, v in trajectory.provenance.items()},
+    }
+
+
+def _data_digest(trajectory: Trajectory, info: DatasetInfo) -> str:
+    """Hex SHA-256 of a trajectory's numbers, whatever files they lie in."""
+    content = hashlib.sha256(np.ascontiguousarray(trajectory.fields, "<f4").data)
+    content.update(np.ascontiguousarray(trajectory.times, "<f8").data)
+    content.update(np.array([trajectory.parameters[name] for name in info.parameters], "<f8").data)
+    if trajectory.static is not None:
+        content.update(np.ascontiguousarray(trajectory.static, "<f4").data)
+    return content.hexdigest()
+
+
+def _finish(info: DatasetInfo, folder: Path, receipts: list[Receipt]) -> tuple[dict[str, Any], list[str]]:
+    """Provenance into the attributes, statistics and digest into the manifest."""
+    by_split: dict[str, list[dict[str, Any]]] = {}
+    for receipt in receipts:
+        by_split.setdefault(receipt.task.partition("-")[0], []).extend(receipt.result)
+    _refuse_duplicates(info, by_split)
+    for split, entries in by_split.items():
+        zarr_store.write_provenance(folder, split, [entry["provenance"] for entry in entries])
+    described = next(split for split in SPLITS if split in by_split)
+    figures = statistics([entry["moments"] for entry in by_split[described]])
+    _note_constant_channels(info, figures.std)
+    contents = {
+        "kind": "zarr",
+        "info": info,
+        "digest": digest(
+            {
+                "info": info.model_dump(mode="json"),
+                "data": {split: [e["digest"] for e in entries] for split, entries in by_split.items()},
+            }
+        ),
+        "statistics": figures,
+        "statistics_split": described,
+    }
+    return contents, [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("zarr.json"))]
+
+
+def _refuse_duplicates(info: DatasetInfo, by_split: dict[str, list[dict[str, Any]]]) -> None:
+    """A trajectory that is there twice falsifies every score when one of the two is in the test split."""
+    seen: dict[str, str] = {}
+    for split, entries in by_split.items():
+        for number, entry in enumerate(entries):
+            here = f"{split} {number} {entry['provenance']}"
+            if entry["digest"] in seen:
+                raise DataError(
+                    "a trajectory is there twice, equal to the last bit",
+                    key=info.name,
+                    found=f"{seen[entry['digest']]} and {here}",
+                    remedy="remove one of the two from the raw data, and build again",
+                )
+            seen[entry["digest"]] = here
+
+
+def _note_constant_channels(info: DatasetInfo, std: Sequence[float]) -> None:
+    constant = [name for name, value in zip(info.channels, std, strict=True) if value == 0]
+    if constant:
+        print(f"note: {info.name}: constant over all frames and points: {', '.join(constant)}", flush=True)

@@ -1,0 +1,155 @@
+"""Tasks on Ray: a bounded number in flight, transient errors retried, a permanent one surfaced once."""
+
+import logging
+import os
+import secrets
+import sys
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any, TypeVar
+
+from data_pipeline.base.errors import DataError, PdepotError
+
+_RETRIES = 3
+_OBJECT_STORE_BYTES = 100 * 2**20  # paths go in and receipts come out, so the smallest store is ample
+
+_KEPT: ContextVar[bool] = ContextVar("kept", default=False)
+
+Argument = TypeVar("Argument")
+Result = TypeVar("Result")
+
+
+@contextmanager
+def ray_session(address: str | None = None) -> Iterator[None]:
+    """Ray for the time of the block: the session that is there already, the cluster at `address`, or a local one.
+
+    Only a session that was started here is shut down. A local one listens on the loopback device alone.
+    """
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    _start(address)
+    try:
+        yield
+    finally:
+        if not _KEPT.get():
+            ray.shutdown()
+
+
+@contextmanager
+def keep_ray() -> Iterator[None]:
+    """Let the first session that is started in the block serve all others in it; nothing starts if none is needed."""
+    token = _KEPT.set(True)
+    try:
+        yield
+    finally:
+        _KEPT.reset(token)
+        if "ray" in sys.modules:
+            sys.modules["ray"].shutdown()
+
+
+def _start(address: str | None) -> None:
+    import ray
+
+    # A worker must import this very package, also from a source checkout and whatever the current folder is.
+    checkout = str(Path(__file__).resolve().parents[1])
+    search = os.pathsep.join(part for part in (checkout, os.environ.get("PYTHONPATH")) if part)
+    common: dict[str, Any] = {
+        "log_to_driver": False,
+        "logging_level": logging.ERROR,
+        "runtime_env": {"env_vars": {"PYTHONPATH": search}},
+    }
+    if address is not None:
+        ray.init(address=address, **common)
+    else:
+        # Ray guards a local session with a token, and writes one to the home folder when it is given none.
+        # A token of our own keeps other users of the machine out and the home folder as it was.
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        ray.init(
+            address="local",
+            num_cpus=os.cpu_count(),
+            object_store_memory=_OBJECT_STORE_BYTES,
+            include_dashboard=False,
+            _node_ip_address="127.0.0.1",
+            **common,
+        )
+
+
+def run_tasks(
+    function: Callable[[Argument], Result],
+    arguments: Sequence[Argument],
+    *,
+    memory: int,
+    max_in_flight: int | None = None,
+) -> Generator[Result, None, None]:
+    """Results of `function` for every argument, as they come; closing the generator cancels what is left.
+
+    Needs a Ray session.
+
+    Args:
+        function: idempotent; importable by the workers.
+        arguments: one a task; small, as they travel.
+        memory: bytes that one task holds at its peak; limits how many run at once on a node.
+        max_in_flight: tasks submitted and not finished; by default two for each CPU.
+
+    Raises:
+        PdepotError: that of a task, as the task raised it; or a worker that died again and again.
+    """
+    import ray
+
+    limit = max_in_flight or 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
+    largest_node = max(int(node["Resources"].get("memory", memory)) for node in ray.nodes() if node["Alive"])
+    remote = ray.remote(
+        num_cpus=1,
+        memory=min(memory, largest_node),  # a task that asks for more than any node has would wait for ever
+        max_retries=_RETRIES,
+        retry_exceptions=[OSError],
+    )(_call)
+    waiting = iter(arguments)
+    running: list[Any] = []
+    try:
+        while True:
+            while len(running) < limit and (argument := next(waiting, None)) is not None:
+                running.append(remote.remote(function, argument))
+            if not running:
+                return
+            done, running = ray.wait(running, num_returns=1)
+            yield _result(done[0])
+    finally:
+        for reference in running:
+            ray.cancel(reference, force=True)
+
+
+def _call(function: Callable[[Argument], Result], argument: Argument) -> Result:
+    return function(argument)  # Ray takes plain functions only; this lets any callable travel
+
+
+def _result(reference: Any) -> Any:
+    import ray
+    from ray.exceptions import RayError, RayTaskError
+
+    try:
+        return ray.get(reference)
+    except RayTaskError as error:
+        if isinstance(error.cause, PdepotError):
+            raise error.cause from None
+        if isinstance(error.cause, OSError):
+            raise DataError(
+                "a task could not read or write a file",
+                file=error.cause.filename,
+                found=error.cause.strerror or error.cause,
+                remedy="mend this and run the same command again: what is finished is kept",
+            ) from error
+        raise
+    except RayError as error:
+        raise PdepotError(
+            f"a worker process died, and again in each of {_RETRIES} retries",
+            found=str(error).strip().partition("\n")[0],
+            remedy="most often memory ran out: lower trajectories_per_shard and run again",
+        ) from error
