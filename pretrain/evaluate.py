@@ -1,0 +1,240 @@
+"""How well an operator predicts a dataset's split: roll-outs from the first frames to the end, beside persistence."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from pydantic import Field, InstanceOf
+from torch import Tensor, nn
+
+from data_pipeline.base.config import Config
+from data_pipeline.base.errors import ConfigError, DataError
+from data_pipeline.base.progress import Progress
+from data_pipeline.stores.protocol import TrajectoryStore, read_window
+from data_pipeline.trajectory import DatasetInfo, FloatArray
+from pretrain.metrics import relative_l2_per_channel, relative_l2_per_frame, vrmse
+from pretrain.model.operator import Operator
+from pretrain.rollout import rollout
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """One roll-out beside the truth; both (T, *space, C), predicted frames only, physical units."""
+
+    dataset: str
+    channels: tuple[str, ...]
+    dt: float
+    truth: FloatArray
+    prediction: FloatArray
+
+
+class Evaluation(Config):
+    """Errors over a split, means over its trajectories and the dataset's own channels, physical units.
+
+    `None` stands for an error that is not finite: a mean over the trajectories that did not diverge would flatter
+    the operator. Persistence repeats the last frame of the history. `model_dump(mode="json")` is JSON-able.
+    """
+
+    dataset: str
+    split: str
+    digest: str
+    """The store's digest of the data."""
+    channels: tuple[str, ...]
+    dt: float
+    """Time between two frames."""
+    trajectories: int
+    frames: int
+    """Predicted frames of each trajectory: all after the operator's history."""
+    diverged: int
+    """Trajectories whose roll-out is not finite."""
+    relative_l2: float | None
+    """Of the whole roll-out, as in `pretrain.metrics.relative_l2`."""
+    persistence: float
+    one_step: float | None
+    """Relative L2 of the first frame predicted from a true history, mean over every possible history."""
+    one_step_persistence: float
+    vrmse: float | None
+    """`pretrain.metrics.vrmse` of the roll-out, mean over frames and channels."""
+    persistence_vrmse: float
+    per_channel: dict[str, float | None]
+    """`relative_l2` by field name."""
+    persistence_per_channel: dict[str, float]
+    error_over_time: tuple[float | None, ...]
+    """Relative L2 of each predicted frame, mean over channels."""
+    persistence_over_time: tuple[float, ...]
+    example: InstanceOf[Example] | None = Field(default=None, exclude=True, repr=False)
+    """The first trajectory's roll-out, for the picture; not part of the JSON."""
+
+
+def evaluate(
+    operator: Operator,
+    store: TrajectoryStore,
+    *,
+    batch_size: int = 8,
+    device: str | torch.device = "cpu",
+    limit: int | None = None,
+) -> Evaluation:
+    """Roll out every trajectory of the store's split from its first T_in frames to its end.
+
+    Args:
+        operator: moved to `device`; evaluated in eval mode, its mode restored afterwards.
+        store: an open split.
+        batch_size: trajectories at a time; the result does not depend on it.
+        device: where to predict. Errors are computed on the host.
+        limit: take only so many trajectories, the first ones.
+
+    Raises:
+        DataError: the split is empty, its trajectories are too short, or it holds NaN or Inf.
+        ConfigError: the operator does not know the dataset, or knows it with other channels, grid or dt.
+    """
+    if batch_size < 1 or (limit is not None and limit < 1):
+        raise ConfigError(
+            "nothing to evaluate", found=f"batch_size {batch_size}, limit {limit}", expected="at least 1"
+        )
+    _check_split(store, operator.frames_in)
+    slots = _slots(operator, store.info)
+    row = operator.dataset_index(store.info.name)
+    count = min(len(store), limit or len(store))
+    batches: list[dict[str, Tensor]] = []
+    example: Example | None = None
+    operator.to(device)
+    with (
+        _eval_mode(operator),
+        Progress(f"evaluate {store.info.name} {store.split}", count, unit="trajectories") as progress,
+    ):
+        for start in range(0, count, batch_size):
+            frames = _read(store, range(start, min(start + batch_size, count)))
+            history, truth = frames[:, : operator.frames_in], frames[:, operator.frames_in :]
+            prediction = _predict(operator, history, row, slots, truth.shape[1])
+            example = example or _example(store.info, truth[0], prediction[0])
+            batches.append(_errors(prediction, truth, frames) | {"one_step": _one_step(operator, frames, row, slots)})
+            progress.advance(len(frames))
+    return _summarise(store, {name: torch.cat([b[name] for b in batches]) for name in batches[0]}, example)
+
+
+def _check_split(store: TrajectoryStore, frames_in: int) -> None:
+    info = store.info
+    if len(store) == 0:
+        raise DataError(
+            f"dataset {info.name!r} has no trajectory in split {store.split!r}",
+            file=store.path,
+            remedy="evaluate another split, or build the dataset with trajectories in this one",
+        )
+    if info.frames <= frames_in:
+        raise DataError(
+            f"the trajectories of dataset {info.name!r} are too short to predict a frame of them",
+            file=store.path,
+            found=f"{info.frames} frames",
+            expected=f"more than the operator's history of {frames_in}",
+        )
+
+
+def _slots(operator: Operator, info: DatasetInfo) -> list[int]:
+    """The operator's slots of the store's channels, in the store's order."""
+    known = operator.config.datasets[operator.dataset_index(info.name)]
+    space = operator.config.network.space
+    same = set(info.channels) == set(known.channels) and info.space == space
+    if not same or not math.isclose(info.dt, known.dt, rel_tol=1e-6):
+        raise ConfigError(
+            f"dataset {info.name!r} is not as the operator knows it",
+            found=f"channels {', '.join(info.channels)}; grid {info.space}; dt {info.dt:g}",
+            expected=f"channels {', '.join(known.channels)}; grid {space}; dt {known.dt:g}",
+            remedy="evaluate on the data the operator was trained for, or adapt it to these by fine-tuning",
+        )
+    slot_of = dict(zip(known.channels, operator.slots(info.name), strict=True))
+    return [slot_of[channel] for channel in info.channels]
+
+
+@contextmanager
+def _eval_mode(operator: nn.Module) -> Iterator[None]:
+    modes = [(module, module.training) for module in operator.modules()]
+    operator.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _read(store: TrajectoryStore, trajectories: range) -> Tensor:
+    """Whole trajectories, (B, T, *space, c)."""
+    frames = torch.stack([torch.from_numpy(read_window(store, i, 0, store.info.frames)) for i in trajectories])
+    finite = frames.flatten(1).isfinite().all(dim=1)
+    if not finite.all():
+        raise DataError(
+            f"split {store.split!r} of dataset {store.info.name!r} holds NaN or Inf",
+            file=store.path,
+            found=f"in trajectory {trajectories[int(finite.int().argmin())]}",
+        )
+    return frames
+
+
+def _predict(operator: Operator, frames: Tensor, row: int, slots: list[int], steps: int) -> Tensor:
+    """Roll out from frames (B, T_in, *space, c): (B, steps, *space, c), on the host."""
+    batch, device = frames.shape[0], operator.mean.device
+    history = torch.zeros(*frames.movedim(1, -2).shape[:-1], len(operator.config.channels))
+    history[..., slots] = frames.movedim(1, -2)
+    dataset = torch.full((batch,), row, device=device)
+    prediction = frames.new_empty(batch, steps, *frames.shape[2:])
+    for step, frame in enumerate(rollout(operator, history.to(device), dataset, steps)):
+        prediction[:, step] = frame[..., slots].cpu()
+    return prediction
+
+
+def _one_step(operator: Operator, frames: Tensor, row: int, slots: list[int]) -> Tensor:
+    """Relative L2 of the frame after every true history: (B, T - T_in, c)."""
+    T_in = operator.frames_in
+    starts = range(frames.shape[1] - T_in)
+    predicted = [_predict(operator, frames[:, s : s + T_in], row, slots, steps=1) for s in starts]
+    return relative_l2_per_frame(torch.cat(predicted, dim=1), frames[:, T_in:])
+
+
+def _errors(prediction: Tensor, truth: Tensor, frames: Tensor) -> dict[str, Tensor]:
+    """Errors of each trajectory: (B, c) for the blocks, (B, T, c) for the others."""
+    before = frames[:, -truth.shape[1] - 1 : -1]
+    persistence = before[:, :1].expand_as(truth)
+    return {
+        "relative_l2": relative_l2_per_channel(prediction, truth),
+        "over_time": relative_l2_per_frame(prediction, truth),
+        "vrmse": vrmse(prediction, truth),
+        "persistence": relative_l2_per_channel(persistence, truth),
+        "persistence_over_time": relative_l2_per_frame(persistence, truth),
+        "persistence_vrmse": vrmse(persistence, truth),
+        "one_step_persistence": relative_l2_per_frame(before, truth),
+    }
+
+
+def _example(info: DatasetInfo, truth: Tensor, prediction: Tensor) -> Example:
+    # Copies: views would keep their whole batch in memory.
+    return Example(info.name, info.channels, info.dt, truth.numpy().copy(), prediction.numpy().copy())
+
+
+def _summarise(store: TrajectoryStore, errors: dict[str, Tensor], example: Example | None) -> Evaluation:
+    info = store.info
+    return Evaluation(
+        dataset=info.name,
+        split=store.split,
+        digest=store.digest,
+        channels=info.channels,
+        dt=info.dt,
+        trajectories=len(errors["relative_l2"]),
+        frames=errors["over_time"].shape[1],
+        diverged=int((~errors["relative_l2"].isfinite()).any(dim=1).sum()),
+        relative_l2=_finite(errors["relative_l2"].mean()),
+        persistence=errors["persistence"].mean().item(),
+        one_step=_finite(errors["one_step"].mean()),
+        one_step_persistence=errors["one_step_persistence"].mean().item(),
+        vrmse=_finite(errors["vrmse"].mean()),
+        persistence_vrmse=errors["persistence_vrmse"].mean().item(),
+        per_channel=dict(zip(info.channels, map(_finite, errors["relative_l2"].mean(dim=0)), strict=True)),
+        persistence_per_channel=dict(zip(info.channels, errors["persistence"].mean(dim=0).tolist(), strict=True)),
+        error_over_time=tuple(map(_finite, errors["over_time"].mean(dim=(0, 2)))),
+        persistence_over_time=tuple(errors["persistence_over_time"].mean(dim=(0, 2)).tolist()),
+        example=example,
+    )
+
+
+def _finite(value: Tensor) -> float | None:
+    return value.item() if value.isfinite() else None
