@@ -1,0 +1,76 @@
+"""From a fine-tuning job's configuration to its training runs: the adapted operator, and the same from scratch."""
+
+from pathlib import Path
+
+from data_pipeline.base.errors import ConfigError
+from data_pipeline.base.files import sha256_file
+from data_pipeline.loader import check_windows
+from finetune.adapt import adapt, from_scratch
+from finetune.config import FinetuneConfig
+from pretrain.config import RunConfig
+from pretrain.job import channel_slots, check_batch, open_stores, scaling, trained_datasets
+from pretrain.model.operator import WEIGHTS_FILE, Operator, load_operator_files
+from pretrain.run import prepare
+
+
+def prepare_finetuning(config: FinetuneConfig, folder: Path, pretrained: Path) -> dict[str, tuple[Path, RunConfig]]:
+    """Lay out the runs of a fine-tuning job.
+
+    Args:
+        config: the job.
+        folder: that of the job's configuration file.
+        pretrained: folder of the operator that `config.model` names.
+
+    Returns:
+        Folder and configuration of the run `fine-tuned` and, if it is asked for, of `scratch`. Both runs draw the
+        same samples with the same noise, for the same number of steps; only the initial weights differ.
+
+    Raises:
+        ConfigError, DataError: anything that would stop the job later, before any long work starts.
+    """
+    check_batch(config.training)
+    operator = load_operator_files(pretrained)
+    _check_agreement(config, operator)
+    stores = open_stores(config.data, config.data.load_datasets(folder), "train")
+    check_windows([store.info for store in stores], config.data.history, config.objective.rollout_steps)
+    adapted = adapt(
+        operator,
+        [scaling(store) for store in stores],
+        channel_slots(stores),
+        stores[0].info.space,
+        config.adapt.channels,
+    )
+    runs = {"scratch": from_scratch(adapted, config.seed)} if config.compare_with_scratch else {}
+    prepared = {}
+    for kind, initial in (runs | {"fine-tuned": adapted}).items():
+        pretrained_weights = kind == "fine-tuned"
+        run = RunConfig(
+            name=f"{config.name}-{kind}",
+            seed=config.seed,
+            data=trained_datasets(config.data, stores),
+            history=config.data.history,
+            objective=config.objective,
+            training=config.training,
+            tracking=config.tracking,
+            trainable=config.trainable if pretrained_weights else None,
+            parent=sha256_file(pretrained / WEIGHTS_FILE) if pretrained_weights else None,
+        )
+        path = Path(config.output) / kind
+        prepare(path, run, initial)
+        prepared[kind] = (path, run)
+    return prepared
+
+
+def _check_agreement(config: FinetuneConfig, pretrained: Operator) -> None:
+    """What the pretrained weights mean cannot be changed afterwards."""
+    checks = {
+        "data.history": (config.data.history, pretrained.frames_in),
+        "objective.predict": (config.objective.predict, pretrained.config.predict),
+        "objective.normalisation": (config.objective.normalisation, pretrained.config.normalisation),
+    }
+    for key, (found, expected) in checks.items():
+        if found != expected:
+            raise ConfigError(
+                "the pretrained model was trained otherwise", key=key, found=found, expected=expected,
+                remedy=f"set {key}={expected}",
+            )  # fmt: skip

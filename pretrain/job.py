@@ -1,0 +1,140 @@
+"""From a job's configuration to a training run's folder: data opened, operator built, nothing trained."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from data_pipeline.base.errors import ConfigError, DataError
+from data_pipeline.config import DatasetConfig
+from data_pipeline.loader import check_division, check_windows
+from data_pipeline.stores import open_store
+from data_pipeline.stores.protocol import TrajectoryStore
+from pretrain.config import (
+    DataConfig,
+    ModelConfig,
+    PretrainConfig,
+    RunConfig,
+    TrainedDataset,
+    TrainingConfig,
+)
+from pretrain.model.dpot import NetworkConfig
+from pretrain.model.operator import DatasetScaling, Operator, OperatorConfig
+from pretrain.model.sizes import SIZES
+from pretrain.run import default_ranks, prepare
+
+
+def shards_path(root: str | Path, name: str) -> Path:
+    """Where a dataset's shards are."""
+    return Path(root) / f"{name}.shards"
+
+
+def number_of_ranks(training: TrainingConfig) -> int:
+    """Training processes on this machine."""
+    return default_ranks() if training.ranks == "auto" else training.ranks
+
+
+def check_batch(training: TrainingConfig) -> None:
+    """Raises ConfigError when the batch does not divide among this machine's ranks; names numbers that do."""
+    check_division(training.batch_size, training.micro_batch, number_of_ranks(training))
+
+
+def open_stores(data: DataConfig, datasets: Sequence[DatasetConfig], split: str) -> list[TrajectoryStore]:
+    """The shards of all datasets of a job.
+
+    Raises:
+        DataError: shards are missing, damaged or lack the split; names the command that makes them.
+    """
+    stores = []
+    for dataset in datasets:
+        path = shards_path(data.root, dataset.name)
+        if not path.exists():
+            verb, store = "generate" if dataset.generate else "convert", path.with_suffix(".zarr")
+            raise DataError(
+                f"the dataset {dataset.name} has not been built", file=path,
+                remedy=f"pdepot data {verb} CONFIG --root {data.root}, then pdepot data export {store}",
+            )  # fmt: skip
+        stores.append(open_store(path, split))
+    return stores
+
+
+def scaling(store: TrajectoryStore) -> DatasetScaling:
+    """What an operator must know of a dataset."""
+    s = store.statistics
+    return DatasetScaling(
+        name=store.info.name, channels=store.info.channels, dt=store.info.dt,
+        mean=s.mean, std=s.std, change_rms=s.change_rms,
+    )  # fmt: skip
+
+
+def channel_slots(stores: Sequence[TrajectoryStore]) -> tuple[str, ...]:
+    """Every field of any dataset once, in the order of their first mention: fields of one name share a slot."""
+    return tuple(dict.fromkeys(channel for store in stores for channel in store.info.channels))
+
+
+def network_config(model: ModelConfig, space: Sequence[int], channels: int, history: int) -> NetworkConfig:
+    """The network's shape: what the configuration says, and what follows from the data."""
+    shape = SIZES[model.size] if model.size else {key: getattr(model, key) for key in SIZES["nano"]}
+    rest = model.model_dump(exclude={"size", *SIZES["nano"]})
+    if any(n % model.patch_size for n in space):
+        raise ConfigError(
+            "the patches do not cover the grid", key="model.patch_size", found=model.patch_size,
+            expected=f"a divisor of every axis of {tuple(space)}",
+        )  # fmt: skip
+    return NetworkConfig(
+        space=tuple(space), in_channels=channels, out_channels=channels, in_timesteps=history, **shape, **rest
+    )
+
+
+def new_operator(config: PretrainConfig, stores: Sequence[TrajectoryStore]) -> Operator:
+    """A fresh operator for a job's datasets; its weights are a function of the seed."""
+    channels = channel_slots(stores)
+    network = network_config(config.model, stores[0].info.space, len(channels), config.data.history)
+    torch.manual_seed(config.seed)
+    return Operator(
+        OperatorConfig(
+            network=network,
+            channels=channels,
+            datasets=tuple(scaling(store) for store in stores),
+            predict=config.objective.predict,
+            normalisation=config.objective.normalisation,
+        )
+    )
+
+
+def trained_datasets(data: DataConfig, stores: Sequence[TrajectoryStore]) -> tuple[TrainedDataset, ...]:
+    """The datasets of a run with the digests of what was found."""
+    return tuple(
+        TrainedDataset(name=s.info.name, path=str(s.path.resolve()), weight=d.weight, digest=s.digest)
+        for s, d in zip(stores, data.datasets, strict=True)
+    )
+
+
+def prepare_pretraining(config: PretrainConfig, folder: Path) -> tuple[Path, RunConfig]:
+    """Lay out the run of a pretraining job.
+
+    Args:
+        config: the job.
+        folder: that of the job's configuration file.
+
+    Returns:
+        The run's folder and configuration.
+
+    Raises:
+        ConfigError, DataError: anything that would stop the job later, before any long work starts.
+    """
+    check_batch(config.training)
+    stores = open_stores(config.data, config.data.load_datasets(folder), "train")
+    check_windows([store.info for store in stores], config.data.history, config.objective.rollout_steps)
+    run = RunConfig(
+        name=config.name,
+        seed=config.seed,
+        data=trained_datasets(config.data, stores),
+        history=config.data.history,
+        objective=config.objective,
+        training=config.training,
+        tracking=config.tracking,
+    )
+    path = Path(config.output) / "pretrain"
+    prepare(path, run, new_operator(config, stores))
+    return path, run

@@ -1,0 +1,73 @@
+"""What is learned: autoregressive denoising (DPOT, section 3), and its loss."""
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from data_pipeline.loader import Batch
+from data_pipeline.mixture import positional_seed
+from pretrain.config import ObjectiveConfig
+from pretrain.model.operator import Operator
+
+
+def relative_l2_loss(prediction: Tensor, target: Tensor, channel_mask: Tensor) -> Tensor:
+    """Relative L2 per sample: ||y' - y|| / ||y|| over space and time of each channel, averaged over real channels.
+
+    Args:
+        prediction, target: (B, *space, T, C).
+        channel_mask: (B, C) bool, true for the channels that the sample's dataset has.
+
+    Returns:
+        (B,). A channel whose target is zero everywhere counts by its absolute error, not by 1e8 times that.
+    """
+    axes = tuple(range(1, target.ndim - 1))
+    error = torch.linalg.vector_norm(prediction - target, dim=axes)
+    scale = torch.linalg.vector_norm(target, dim=axes)
+    ratio = error / torch.where(scale > 0, scale, torch.ones_like(scale))
+    return cast(Tensor, (ratio * channel_mask).sum(-1) / channel_mask.sum(-1))
+
+
+def add_noise(history: Tensor, deviation: Tensor, position: Tensor, seed: int) -> Tensor:
+    """Gaussian noise on every frame; a function of (seed, position).
+
+    Args:
+        history: (B, *space, T, C).
+        deviation: standard deviation of the noise, broadcastable to `history`.
+        position: (B,) int64, global sample numbers.
+    """
+    noise = torch.empty_like(history)
+    for row, number in zip(noise, position.tolist(), strict=True):
+        generator = torch.Generator(history.device).manual_seed(positional_seed(seed, number, "noise"))
+        row.normal_(generator=generator)
+    return history + deviation * noise
+
+
+class DenoisingObjective(nn.Module):
+    """Loss of an operator on a batch: the frames after a noisy history are to be the clean ones."""
+
+    def __init__(self, operator: Operator, config: ObjectiveConfig, seed: int) -> None:
+        super().__init__()
+        self.operator, self.config, self.seed = operator, config, seed
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The mean loss, and the loss of each sample (B,), detached."""
+        history = batch.history
+        if self.config.noise > 0:
+            deviation = self.config.noise * self._noise_unit(history, batch.dataset)
+            history = add_noise(history, deviation, batch.position, self.seed)
+        predictions = []
+        for _ in range(self.config.rollout_steps):
+            frames = cast(Tensor, self.operator(history, batch.dataset))
+            predictions.append(frames)
+            history = torch.cat([history[..., frames.shape[-2] :, :], frames], dim=-2)
+        losses = relative_l2_loss(torch.cat(predictions, dim=-2).float(), batch.target, batch.channel_mask)
+        return losses.mean(), losses.detach()
+
+    def _noise_unit(self, history: Tensor, dataset: Tensor) -> Tensor:
+        """(B, 1, ..., 1, C). The reference takes a norm for `field`: its eps is ours / sqrt(points in the history)."""
+        expand = (slice(None), *(None,) * (history.ndim - 2))
+        if self.config.noise_unit == "change":
+            return self.operator.change_rms[dataset][expand]
+        axes = tuple(range(1, history.ndim - 1))
+        return (history - self.operator.mean[dataset][expand]).square().mean(axes, keepdim=True).sqrt()

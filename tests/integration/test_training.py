@@ -1,0 +1,154 @@
+"""Training on two real ranks: it learns, it logs, and no kill changes the weights that come out."""
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from mlflow import MlflowClient
+
+from data_pipeline.base.errors import ConfigError, PdepotError
+from data_pipeline.base.files import read_json
+from launch.ranks import run_ranks
+from pretrain.model import load_operator_files
+from pretrain.run import read_status
+from tests.training import STEPS, make_data, prepare, start_ranks, wait_for
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return make_data(tmp_path_factory.mktemp("training"))
+
+
+@pytest.fixture(scope="module")
+def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}"
+
+
+@pytest.fixture(scope="module")
+def undisturbed(data: dict[str, Any], uri: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = prepare(data, tmp_path_factory.mktemp("undisturbed"))
+    run_ranks(folder, 2, uri)
+    return folder
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "final" / "model.safetensors").read_bytes()
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    return sorted((folder / "checkpoints").glob("step-*"))
+
+
+def test_a_run_trains_and_logs(undisturbed: Path, uri: str) -> None:
+    assert read_status(undisturbed) == ("finished", "")
+    assert weights(undisturbed) != (undisturbed / "initial" / "model.safetensors").read_bytes()
+    assert load_operator_files(undisturbed / "final").config.channels == ("density", "pressure")
+    assert [p.name for p in checkpoints(undisturbed)] == ["step-00000009", "step-00000012"]
+
+    client, run_id = MlflowClient(uri), read_json(undisturbed / "tracking.json")["run_id"]
+    metrics = client.get_run(run_id).data.metrics
+    wanted = {"loss", "loss/first", "loss/second", "learning_rate", "samples_per_second", "gradient_norm"}
+    assert wanted <= metrics.keys()
+    assert [m.step for m in client.get_metric_history(run_id, "loss")] == [2, 4, 6, 8, 10, 12]
+
+
+def test_a_finished_run_is_left_alone(undisturbed: Path, uri: str) -> None:
+    before = {p: p.stat().st_mtime_ns for p in undisturbed.rglob("*") if p.name != ".lock"}
+    run_ranks(undisturbed, 2, uri)
+    assert {p: p.stat().st_mtime_ns for p in undisturbed.rglob("*") if p.name != ".lock"} == before
+
+
+def test_kill_9_of_all_ranks_does_not_change_the_weights(
+    data: dict[str, Any], uri: str, undisturbed: Path, tmp_path: Path
+) -> None:
+    folder = prepare(data, tmp_path)
+    process = start_ranks(folder, uri)
+    wait_for(lambda: bool(checkpoints(folder)), process)
+    process.kill()  # the launcher alone: torchrun and the ranks must not outlive it
+    process.wait()
+    # What a kill within a save leaves: a folder under a temporary name.
+    (folder / "checkpoints" / ".step-00000006.partial").mkdir(exist_ok=True)
+    assert read_status(folder)[0] == "running"
+    run_ranks(folder, 2, uri)
+    assert weights(folder) == weights(undisturbed)
+
+
+def test_sigterm_saves_and_the_next_start_goes_on(
+    data: dict[str, Any], uri: str, undisturbed: Path, tmp_path: Path
+) -> None:
+    folder = prepare(data, tmp_path)
+    process = start_ranks(folder, uri)
+    wait_for(lambda: bool(checkpoints(folder)), process)
+    os.killpg(process.pid, signal.SIGTERM)
+    process.wait(timeout=120)
+    if read_status(folder)[0] != "finished":  # the signal may come with the last step
+        assert read_status(folder)[0] == "preempted"
+        run_ranks(folder, 2, uri)
+    assert weights(folder) == weights(undisturbed)
+
+
+def test_a_damaged_checkpoint_is_passed_over(
+    data: dict[str, Any], uri: str, undisturbed: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = prepare(data, tmp_path)
+    process = start_ranks(folder, uri)
+    wait_for(lambda: len(checkpoints(folder)) == 2, process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    newest = checkpoints(folder)[-1]
+    victim = next(newest.rglob("*zero_pp_rank_1*optim_states.pt"))
+    content = bytearray(victim.read_bytes())
+    content[len(content) // 2] ^= 1
+    victim.write_bytes(content)
+    capfd.readouterr()
+    run_ranks(folder, 2, uri)
+    assert f"{newest.name} is damaged" in capfd.readouterr().out
+    assert weights(folder) == weights(undisturbed)
+
+
+def test_a_loss_that_is_not_finite_stops_all_ranks_with_the_samples_named(
+    data: dict[str, Any], uri: str, tmp_path: Path
+) -> None:
+    folder = prepare(data, tmp_path, learning_rate=1e30, clip=0, warmup=0)
+    with pytest.raises(PdepotError, match=r"(?s)loss of step \d+ is not finite.*sample positions \[\d+"):
+        run_ranks(folder, 2, uri)
+    assert read_status(folder)[0] == "failed"
+    assert not (folder / "final").exists()
+
+
+def test_another_number_of_ranks_is_refused_with_the_remedy(
+    data: dict[str, Any], uri: str, undisturbed: Path, tmp_path: Path
+) -> None:
+    import shutil
+
+    folder = tmp_path / "copy"
+    shutil.copytree(undisturbed, folder)
+    shutil.rmtree(folder / "final")
+    with pytest.raises(PdepotError, match=r"(?s)world_size.*found: 2.*expected: 1.*as many ranks as before"):
+        run_ranks(folder, 1, uri)
+
+
+def test_another_configuration_is_refused_and_named(data: dict[str, Any], undisturbed: Path) -> None:
+    with pytest.raises(ConfigError, match=rf"training\.steps: {STEPS} in the folder, 99 asked for"):
+        prepare(data, undisturbed.parent, steps=99)
+
+
+def test_zero_stage_3_gives_the_same_weights_to_rounding(
+    data: dict[str, Any], uri: str, undisturbed: Path, tmp_path: Path
+) -> None:
+    folder = prepare(data, tmp_path, zero_stage=3)
+    run_ranks(folder, 2, uri)
+    one, three = (load_operator_files(path / "final").state_dict() for path in (undisturbed, folder))
+    for name, value in one.items():
+        torch.testing.assert_close(three[name], value, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_bfloat16_trains(data: dict[str, Any], uri: str, undisturbed: Path, tmp_path: Path) -> None:
+    folder = prepare(data, tmp_path, precision="bfloat16")
+    run_ranks(folder, 2, uri)
+    one, half = (load_operator_files(path / "final").state_dict() for path in (undisturbed, folder))
+    assert all(value.dtype == torch.float32 for value in half.values())
+    torch.testing.assert_close(half["network.pos_embed"], one["network.pos_embed"], rtol=0, atol=2e-2)

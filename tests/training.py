@@ -1,0 +1,78 @@
+"""A training run small enough for tests: two tiny datasets, a nano operator, a few steps on two real ranks."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from data_pipeline.base.config import build, load
+from data_pipeline.config import DatasetConfig
+from launch.datasets import make_datasets
+from pretrain.config import PretrainConfig
+from pretrain.job import prepare_pretraining
+from tests import well_files
+
+ROOT = Path(__file__).resolve().parents[1]
+STEPS, EVERY = 12, 3
+
+
+def write_dataset(folder: Path, name: str, fields: tuple[str, ...] = ("density",)) -> Path:
+    """Raw files in The Well's layout, and the configuration that converts them; returns the configuration's path."""
+    raw = folder / "raw" / name
+    counts = {"train": 6, "valid": 2, "test": 2}
+    well_files.write_dataset(raw, counts, frames=8, space=(16, 16), fields=(fields, (), ()))
+    config = {"name": name, "convert": {"layout": "the_well", "path": str(raw)}}
+    (folder / f"{name}.yaml").write_text(yaml.safe_dump(config))
+    return folder / f"{name}.yaml"
+
+
+def make_data(folder: Path) -> dict[str, Any]:
+    """Build two datasets; returns the `data` group of a configuration in `folder`."""
+    configs = [
+        load(DatasetConfig, write_dataset(folder, name, fields))
+        for name, fields in (("first", ("density",)), ("second", ("density", "pressure")))
+    ]
+    make_datasets(configs, folder / "data")
+    return {
+        "root": str(folder / "data"),
+        "history": 4,
+        "datasets": [{"config": "first.yaml", "weight": 2}, {"config": "second.yaml"}],
+    }
+
+
+def prepare(data: dict[str, Any], folder: Path, **training: Any) -> Path:
+    """Lay out a run below `folder`; the datasets' configurations lie beside `data.root`."""
+    config = build(
+        PretrainConfig,
+        {
+            "name": "tiny",
+            "output": str(folder),
+            "data": data,
+            "model": {"width": 16, "depth": 1, "mlp_ratio": 1, "heads": 2, "head_width": 8, "patch_size": 4},
+            "training": {"steps": STEPS, "batch_size": 8, "micro_batch": 2, "checkpoint_every": EVERY, "log_every": 2}
+            | training,
+        },
+    )
+    return prepare_pretraining(config, Path(data["root"]).parent)[0]
+
+
+def start_ranks(folder: Path, uri: str, ranks: int = 2) -> subprocess.Popen[bytes]:
+    """Start a run in a process group of its own, so that a test can kill all of it."""
+    code = (
+        "import sys, pathlib, launch.ranks as r; r.run_ranks(pathlib.Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3])"
+    )
+    command = [sys.executable, "-c", code, str(folder), str(ranks), uri]
+    return subprocess.Popen(command, cwd=ROOT, start_new_session=True)
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes], seconds: float = 120) -> None:
+    """Until `condition` holds. Fails when the process ends first."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, "the run ended before the fault could be injected"
+        assert time.monotonic() < deadline, "the run does not get on"
+        time.sleep(0.02)

@@ -1,0 +1,100 @@
+"""Configuration: typed, overridable, and helpful about typos."""
+
+from pathlib import Path
+
+import pytest
+
+from data_pipeline.base.config import Config, apply_overrides, build, load, parse_overrides, read_yaml
+from data_pipeline.base.errors import ConfigError
+from data_pipeline.config import DatasetConfig
+from finetune.config import FinetuneConfig
+from pretrain.config import ModelConfig, PretrainConfig, TrainingConfig
+from pretrain.job import check_batch
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+class Inner(Config):
+    rate: float = 1.0
+    items: tuple[int, ...] = ()
+
+
+class Outer(Config):
+    steps: int
+    inner: Inner = Inner()
+    many: tuple[Inner, ...] = ()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"steps": 1, "inner": {"rat": 2}}, r"inner\.rat: unknown key; did you mean 'rate'\?"),
+        ({"steps": 1, "many": [{"ratee": 2}]}, r"many\.0\.ratee: unknown key; did you mean 'rate'\?"),
+        ({"stps": 1, "steps": 1}, r"stps: unknown key; did you mean 'steps'\?"),
+        ({}, "steps: missing"),
+        ({"steps": "many"}, r"steps: .*integer.*found 'many'"),
+        ({"steps": 1, "inner": {"rate": float("nan")}}, r"inner\.rate"),
+    ],
+)
+def test_what_is_wrong_is_named(content: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build(Outer, content)
+
+
+def test_numbers_with_an_exponent_are_numbers(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("steps: 3\ninner: {rate: 1e-3}\n")
+    assert load(Outer, tmp_path / "a.yaml").inner.rate == 1e-3
+    assert load(Outer, tmp_path / "a.yaml", ["inner.rate=2e3"]).inner.rate == 2e3
+
+
+def test_overrides_reach_lists_and_make_missing_groups() -> None:
+    content = {"steps": 1, "many": [{"rate": 1.0}, {"rate": 2.0}]}
+    new = apply_overrides(content, parse_overrides(["many.1.rate=5", "inner.items=[1, 2]"]))
+    assert new == {"steps": 1, "many": [{"rate": 1.0}, {"rate": 5}], "inner": {"items": [1, 2]}}
+    assert content["many"][1] == {"rate": 2.0}
+
+
+@pytest.mark.parametrize("text", ["steps", "=3", "many.7.rate=1", "steps.deep=1", "inner={"])
+def test_overrides_that_make_no_sense_are_refused(text: str) -> None:
+    with pytest.raises(ConfigError):
+        build(Outer, apply_overrides({"steps": 1, "many": []}, parse_overrides([text])))
+
+
+def test_missing_file_names_its_neighbour(tmp_path: Path) -> None:
+    (tmp_path / "demo.yaml").write_text("a: 1")
+    with pytest.raises(ConfigError, match=r"did you mean 'demo\.yaml'"):
+        read_yaml(tmp_path / "dmo.yaml")
+
+
+@pytest.mark.parametrize("text", ["- 1\n- 2\n", "a: [", "just words"])
+def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=r"a\.yaml"):
+        read_yaml(tmp_path / "a.yaml")
+
+
+@pytest.mark.parametrize(("folder", "cls"), [
+    ("data", DatasetConfig), ("pretrain", PretrainConfig), ("finetune", FinetuneConfig),
+])  # fmt: skip
+def test_every_configuration_of_the_project_is_valid(folder: str, cls: type[Config]) -> None:
+    files = sorted((CONFIGS / folder).glob("*.yaml"))
+    assert files
+    for file in files:
+        config = load(cls, file)
+        if isinstance(config, PretrainConfig | FinetuneConfig):
+            assert config.data.load_datasets(file.parent)
+
+
+def test_a_batch_that_does_not_divide_names_one_that_does() -> None:
+    with pytest.raises(ConfigError, match=r"(?s)batch_size 20.*multiple of .* 16.*batch_size 16 or 32"):
+        check_batch(TrainingConfig(steps=1, batch_size=20, micro_batch=8, ranks=2))
+    check_batch(TrainingConfig(steps=1, batch_size=32, micro_batch=8, ranks=2))
+
+
+def test_a_model_has_a_size_or_a_shape() -> None:
+    ModelConfig(size="Ti")
+    ModelConfig(width=32, depth=1, mlp_ratio=1, heads=2, head_width=8)
+    with pytest.raises(ValueError, match="missing: width"):
+        ModelConfig(depth=1, mlp_ratio=1, heads=2, head_width=8)
+    with pytest.raises(ValueError, match="size Ti fixes width"):
+        ModelConfig(size="Ti", width=3)
