@@ -1,5 +1,6 @@
 """Configuration of a pretraining job (`configs/pretrain/*.yaml`) and of one training run, which is a part of it."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -47,11 +48,6 @@ class ModelConfig(Config):
     heads: Count | None = None
     head_width: Count | None = None
     patch_size: Count = 8
-    stem_width: Count | None = None
-    """Numbers that the stem keeps of each patch of a frame; None for the published rule, channels * patch + axes + 1.
-
-    The rule suits smooth fields: at patch size 8 it keeps 35 numbers of the 64 points of up to four channels.
-    """
     modes: Count = 32
     activation: Literal["gelu", "tanh", "sigmoid", "relu", "leaky_relu", "softplus", "ELU", "silu"] = "gelu"
     time_aggregation: Literal["exp_mlp", "mlp"] = "exp_mlp"
@@ -126,8 +122,15 @@ class RegistryConfig(Config):
     """Where the trained operator is registered."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
-    alias: Annotated[str, Field(pattern=r"^(?!latest$|v\d+$)[a-z][a-z0-9_-]*$")] = "champion"
-    """MLflow keeps `latest` and `v1`, `v2`, ... for itself."""
+    alias: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$")] = "champion"
+
+    @model_validator(mode="after")
+    def _alias_is_free(self) -> Self:
+        if re.fullmatch(r"latest|v\d+", self.alias):
+            raise ValueError(
+                f"alias {self.alias!r} is one that MLflow keeps for itself; choose another, like champion"
+            )
+        return self
 
 
 class EvaluationConfig(Config):

@@ -53,7 +53,7 @@ class NetworkConfig(Config):
     stem_width: Count | None = None
     """Width between the two convolutions of the stem; None for the published rule, which follows the channels.
 
-    Set it for fields with structure inside a patch, and when weights are adapted to another number of channels.
+    Set when pretrained weights are adapted to another number of channels, so that the stem can stay.
     """
     classes: Count = 12
     """Outputs of the dataset classifier. It has weights in published checkpoints and no part in the prediction."""

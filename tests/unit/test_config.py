@@ -8,7 +8,7 @@ from data_pipeline.base.config import Config, apply_overrides, build, load, pars
 from data_pipeline.base.errors import ConfigError
 from data_pipeline.config import DatasetConfig
 from finetune.config import FinetuneConfig
-from pretrain.config import ModelConfig, PretrainConfig, TrainingConfig
+from pretrain.config import ModelConfig, PretrainConfig, RegistryConfig, TrainingConfig
 from pretrain.job import check_batch
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -89,6 +89,12 @@ def test_a_batch_that_does_not_divide_names_one_that_does() -> None:
     with pytest.raises(ConfigError, match=r"(?s)batch_size 20.*multiple of .* 16.*batch_size 16 or 32"):
         check_batch(TrainingConfig(steps=1, batch_size=20, micro_batch=8, ranks=2))
     check_batch(TrainingConfig(steps=1, batch_size=32, micro_batch=8, ranks=2))
+
+
+def test_an_alias_that_mlflow_keeps_for_itself_is_refused() -> None:
+    for alias in ("latest", "v2"):
+        with pytest.raises(ValueError, match="belongs to MLflow"):
+            RegistryConfig(name="toy", alias=alias)
 
 
 def test_a_model_has_a_size_or_a_shape() -> None:
