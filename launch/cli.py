@@ -10,7 +10,6 @@ from data_pipeline.base.config import apply_overrides, build, load, parse_overri
 from data_pipeline.base.errors import ConfigError, PdepotError, nearest
 from data_pipeline.config import DatasetConfig, ExportConfig
 
-RUNS = Path("runs")  # holds the MLflow database that is used when MLFLOW_TRACKING_URI is not set
 Handler = Callable[[argparse.Namespace], int]
 
 
@@ -305,7 +304,7 @@ def _promote_model(options: argparse.Namespace) -> int:
 def _uri() -> str:
     from pretrain.tracking import default_uri
 
-    return default_uri(RUNS)
+    return default_uri()
 
 
 if __name__ == "__main__":

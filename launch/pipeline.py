@@ -20,8 +20,6 @@ from pretrain.config import PretrainConfig
 from pretrain.job import check_batch
 from pretrain.tracking import check_reachable, default_uri
 
-DEFAULT_OUTPUT = Path("runs")
-
 
 def run(config_path: Path, overrides: Sequence[str]) -> None:
     """Make the data, pretrain, evaluate, register, fine-tune, and write the report.
@@ -39,7 +37,7 @@ def run(config_path: Path, overrides: Sequence[str]) -> None:
     check_batch(config.training)
     if finetuning is not None:
         check_batch(finetuning[0].training)
-    uri = default_uri(DEFAULT_OUTPUT)
+    uri = default_uri()
     check_reachable(uri)
     with exclusive(Path(config.output) / ".lock", wait=True, what=f"the job in {config.output}"):
         outcomes: list[Outcome] = []

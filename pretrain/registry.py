@@ -218,7 +218,7 @@ def load_operator(reference: str | Path, uri: str | None = None) -> Operator:
         RegistryError: no such model or folder, or a file differs from what was registered.
         DataError, ConfigError: a file is damaged.
     """
-    return load_operator_files(pull(str(reference), uri=uri or default_uri(Path("runs"))))
+    return load_operator_files(pull(str(reference), uri=uri or default_uri()))
 
 
 def _check_words(name: str, alias: str | None) -> None:

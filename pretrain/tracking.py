@@ -40,10 +40,13 @@ _MAX_METRICS, _MAX_PARAMS = 1000, 100  # MLflow's limits for one request
 _MAX_PARAM_LENGTH, _MAX_TAG_LENGTH, _MAX_KEY_LENGTH = 6000, 8000, 250
 _SECONDS_FOR_SQLITE_LOCK = 10.0
 
+RUNS = Path("runs")
+"""Folder of the MLflow database that is used when $MLFLOW_TRACKING_URI is not set."""
+
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 
-def default_uri(folder: Path) -> str:
+def default_uri(folder: Path = RUNS) -> str:
     """The server to use: $MLFLOW_TRACKING_URI, or else a SQLite file in `folder`."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder.resolve() / 'mlflow.db'}"
 

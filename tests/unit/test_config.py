@@ -93,7 +93,7 @@ def test_a_batch_that_does_not_divide_names_one_that_does() -> None:
 
 def test_an_alias_that_mlflow_keeps_for_itself_is_refused() -> None:
     for alias in ("latest", "v2"):
-        with pytest.raises(ValueError, match="belongs to MLflow"):
+        with pytest.raises(ValueError, match="MLflow keeps for itself"):
             RegistryConfig(name="toy", alias=alias)
 
 
