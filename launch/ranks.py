@@ -1,9 +1,13 @@
 """Start the ranks of a training run on this machine with torchrun, and judge the outcome by its status file."""
 
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 import torch
 
@@ -51,6 +55,7 @@ def _start(folder: Path, ranks: int, tracking_uri: str) -> None:
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks))),
         "PYTHONPATH": os.pathsep.join([str(_ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep),
         "PYTHONUNBUFFERED": "1",
+        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "600",  # seconds for the last step and its checkpoint
     }
     # The set-up has compiled DeepSpeed's op into the environment, and put ninja, which loads it, beside python.
     environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment["PATH"]])
@@ -62,10 +67,25 @@ def _start(folder: Path, ranks: int, tracking_uri: str) -> None:
     command += ["--nproc-per-node", str(ranks), "--max-restarts", "0"]
     command += ["-m", "pretrain.train", str(folder.resolve()), tracking_uri]
     with (folder / "torchrun.log").open("ab") as log:
-        process = subprocess.Popen(command, env=environment, stderr=log, preexec_fn=die_with_parent)
-        try:
+        # A session of its own: a signal to this process group must reach the ranks once, by way of `_forwarding`.
+        process = subprocess.Popen(
+            command, env=environment, stderr=log, preexec_fn=die_with_parent, start_new_session=True
+        )
+        with _forwarding(process):
             process.wait()
-        except BaseException:
-            process.terminate()  # Ctrl-C or a signal: the ranks save and end
-            process.wait()
-            raise
+
+
+@contextmanager
+def _forwarding(process: "subprocess.Popen[bytes]") -> Iterator[None]:
+    """Pass a request to stop on to torchrun, which passes it to the ranks: they finish the step, save and end."""
+
+    def forward(_: int, __: FrameType | None) -> None:
+        process.terminate()
+
+    requests = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+    previous = {number: signal.signal(number, forward) for number in requests}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

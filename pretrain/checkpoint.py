@@ -48,9 +48,7 @@ def save(engine: Any, folder: Path, step: int, identity: str, keep: int) -> None
             remove_tree(leftover)
         temporary.mkdir()
 
-    def write() -> dict[str, list[Any]]:
-        engine.save_checkpoint(str(temporary), tag=_STATE, save_latest=False)
-        dist.barrier()
+    def describe() -> dict[str, list[Any]]:
         files = _files_of(temporary, dist.get_rank())
         return {str(f.relative_to(temporary)): [f.stat().st_size, sha256_file(f)] for f in files}
 
@@ -68,10 +66,11 @@ def save(engine: Any, folder: Path, step: int, identity: str, keep: int) -> None
         for old in _list(folder)[keep:]:
             remove_tree(old)
 
-    _together(prepare, "prepare a checkpoint", folder, only_first=True)
-    written = _together(write, "write a checkpoint", folder)
+    _together(prepare, "prepare", folder, only_first=True)
+    _together(lambda: engine.save_checkpoint(str(temporary), tag=_STATE, save_latest=False), "write", folder)
+    written = _together(describe, "read back", folder)
     merged = {name: entry for part in written for name, entry in part.items()}
-    _together(lambda: publish(merged), "publish a checkpoint", folder, only_first=True)
+    _together(lambda: publish(merged), "publish", folder, only_first=True)
 
 
 def load_newest(engine: Any, folder: Path, identity: str) -> int:
@@ -82,18 +81,18 @@ def load_newest(engine: Any, folder: Path, identity: str) -> int:
     """
     rejected: set[str] = set()
     while True:
-        found = _together(lambda: _newest(folder, rejected), "look for a checkpoint", folder, only_first=True)[0]
+        found = _together(lambda: _newest(folder, rejected), "look for", folder, only_first=True)[0]
         if found is None:
             return 0
         path = folder / found
-        if all(_together(partial(_verified, path, dist.get_rank()), "verify a checkpoint", path)):
+        if all(_together(partial(_verified, path, dist.get_rank()), "verify", path)):
             break
         if dist.get_rank() == 0:
             print(f"checkpoint {path} is damaged; going back to the one before it", flush=True)
         rejected.add(found)
     manifest = read_json(path / "manifest.json")
     _check_same_run(path, manifest, identity, engine.zero_optimization_stage())
-    _together(lambda: engine.load_checkpoint(str(path), tag=_STATE), "load a checkpoint", path)
+    _together(lambda: engine.load_checkpoint(str(path), tag=_STATE), "load", path)
     return int(manifest["step"])
 
 
@@ -164,7 +163,7 @@ def _together(work: Callable[[], T], what: str, path: Path, *, only_first: bool 
     problems = {rank: problem for rank, (_, problem) in enumerate(outcomes) if problem}
     if problems:
         raise CheckpointError(
-            f"could not {what}",
+            f"could not {what} a checkpoint",
             file=path,
             found="; ".join(f"rank {rank}: {problem}" for rank, problem in problems.items()),
             remedy="see to the disk or the folder and start the same command again; older checkpoints are untouched",

@@ -150,6 +150,7 @@ def test_a_second_run_reuses_everything(clean: tuple[Path, str]) -> None:
     assert show("models:/tiny@champion", f"sqlite:///{folder / 'mlflow.db'}").version == 1
 
 
+@pytest.mark.slow
 def test_killed_in_every_stage_it_ends_with_the_same_data_and_weights(clean: tuple[Path, str], tmp_path: Path) -> None:
     config = write_configs(tmp_path)
     runs = tmp_path / "runs"

@@ -136,6 +136,7 @@ def test_another_configuration_is_refused_and_named(data: dict[str, Any], undist
         prepare(data, undisturbed.parent, steps=99)
 
 
+@pytest.mark.slow
 def test_zero_stage_3_gives_the_same_weights_to_rounding(
     data: dict[str, Any], uri: str, undisturbed: Path, tmp_path: Path
 ) -> None:
@@ -146,6 +147,7 @@ def test_zero_stage_3_gives_the_same_weights_to_rounding(
         torch.testing.assert_close(three[name], value, rtol=1e-4, atol=1e-6, msg=name)
 
 
+@pytest.mark.slow
 def test_bfloat16_trains(data: dict[str, Any], uri: str, undisturbed: Path, tmp_path: Path) -> None:
     folder = prepare(data, tmp_path, precision="bfloat16")
     run_ranks(folder, 2, uri)
