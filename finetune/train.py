@@ -1,6 +1,7 @@
 """From a fine-tuning job's configuration to its training runs: the adapted operator, and the same from scratch."""
 
 from pathlib import Path
+from typing import Any
 
 from data_pipeline.base.errors import ConfigError
 from data_pipeline.base.files import sha256_file
@@ -8,7 +9,7 @@ from data_pipeline.loader import check_windows
 from finetune.adapt import adapt, from_scratch
 from finetune.config import FinetuneConfig
 from pretrain.config import RunConfig
-from pretrain.job import channel_slots, check_batch, open_stores, scaling, trained_datasets
+from pretrain.job import channel_slots, check_batch, open_stores, run_config, scaling
 from pretrain.model.operator import WEIGHTS_FILE, Operator, load_operator_files
 from pretrain.run import prepare
 
@@ -43,18 +44,12 @@ def prepare_finetuning(config: FinetuneConfig, folder: Path, pretrained: Path) -
     runs = {"scratch": from_scratch(adapted, config.seed)} if config.compare_with_scratch else {}
     prepared = {}
     for kind, initial in (runs | {"fine-tuned": adapted}).items():
-        pretrained_weights = kind == "fine-tuned"
-        run = RunConfig(
-            name=f"{config.name}-{kind}",
-            seed=config.seed,
-            data=trained_datasets(config.data, stores),
-            history=config.data.history,
-            objective=config.objective,
-            training=config.training,
-            tracking=config.tracking,
-            trainable=config.trainable if pretrained_weights else None,
-            parent=sha256_file(pretrained / WEIGHTS_FILE) if pretrained_weights else None,
+        origin: dict[str, Any] = (
+            {"trainable": config.trainable, "parent": sha256_file(pretrained / WEIGHTS_FILE)}
+            if kind == "fine-tuned"
+            else {}
         )
+        run = run_config(config, f"{config.name}-{kind}", stores, **origin)
         path = Path(config.output) / kind
         prepare(path, run, initial)
         prepared[kind] = (path, run)

@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 from data_pipeline.base.config import apply_overrides, build, load, parse_overrides
 from data_pipeline.base.errors import ConfigError, PdepotError, nearest
@@ -208,26 +208,25 @@ def _info(options: argparse.Namespace) -> int:
 
 def _pretrain(options: argparse.Namespace) -> int:
     from launch.jobs import pretrain_job
-    from launch.results import show_results
     from pretrain.config import PretrainConfig
-    from pretrain.tracking import check_reachable
 
-    config = load(PretrainConfig, options.config, options.overrides)
-    check_reachable(_uri())
-    outcome = pretrain_job(config, options.config.parent, _uri())
-    show_results(Path(config.output), config.name, config.model_dump(mode="json"), [outcome], _uri())
-    return 0
+    return _run_job(load(PretrainConfig, options.config, options.overrides), options.config.parent, pretrain_job)
 
 
 def _finetune(options: argparse.Namespace) -> int:
     from finetune.config import FinetuneConfig
     from launch.jobs import finetune_job
+
+    return _run_job(load(FinetuneConfig, options.config, options.overrides), options.config.parent, finetune_job)
+
+
+def _run_job(config: Any, folder: Path, job: Callable[[Any, Path, str], Any]) -> int:
+    """Run a whole job and show its results."""
     from launch.results import show_results
     from pretrain.tracking import check_reachable
 
-    config = load(FinetuneConfig, options.config, options.overrides)
     check_reachable(_uri())
-    outcome = finetune_job(config, options.config.parent, _uri())
+    outcome = job(config, folder, _uri())
     show_results(Path(config.output), config.name, config.model_dump(mode="json"), [outcome], _uri())
     return 0
 

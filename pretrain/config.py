@@ -142,20 +142,25 @@ class EvaluationConfig(Config):
     """At most so many trajectories of each dataset."""
 
 
-class PretrainConfig(Config):
-    """A pretraining job from its data to its report."""
+class JobConfig(Config):
+    """What pretraining and fine-tuning jobs have in common."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
     output: str
     """Folder of the job's results."""
     seed: int = 0
     data: DataConfig
-    model: ModelConfig
     objective: ObjectiveConfig = ObjectiveConfig()
     training: TrainingConfig
     tracking: TrackingConfig = TrackingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     registry: RegistryConfig | None = None
+
+
+class PretrainConfig(JobConfig):
+    """A pretraining job from its data to its report."""
+
+    model: ModelConfig
     finetune: str | None = None
     """Configuration of a fine-tuning job that `launch/pretrain.sh` runs afterwards, relative to this file."""
 

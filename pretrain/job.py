@@ -12,6 +12,7 @@ from data_pipeline.stores import open_store
 from data_pipeline.stores.protocol import TrajectoryStore
 from pretrain.config import (
     DataConfig,
+    JobConfig,
     ModelConfig,
     PretrainConfig,
     RunConfig,
@@ -110,6 +111,28 @@ def trained_datasets(data: DataConfig, stores: Sequence[TrajectoryStore]) -> tup
     )
 
 
+def run_config(
+    config: JobConfig,
+    name: str,
+    stores: Sequence[TrajectoryStore],
+    *,
+    trainable: tuple[str, ...] | None = None,
+    parent: str | None = None,
+) -> RunConfig:
+    """A training run of a job, fully resolved; `trainable` and `parent` as in RunConfig."""
+    return RunConfig(
+        name=name,
+        seed=config.seed,
+        data=trained_datasets(config.data, stores),
+        history=config.data.history,
+        objective=config.objective,
+        training=config.training,
+        tracking=config.tracking,
+        trainable=trainable,
+        parent=parent,
+    )
+
+
 def prepare_pretraining(config: PretrainConfig, folder: Path) -> tuple[Path, RunConfig]:
     """Lay out the run of a pretraining job.
 
@@ -126,15 +149,7 @@ def prepare_pretraining(config: PretrainConfig, folder: Path) -> tuple[Path, Run
     check_batch(config.training)
     stores = open_stores(config.data, config.data.load_datasets(folder), "train")
     check_windows([store.info for store in stores], config.data.history, config.objective.rollout_steps)
-    run = RunConfig(
-        name=config.name,
-        seed=config.seed,
-        data=trained_datasets(config.data, stores),
-        history=config.data.history,
-        objective=config.objective,
-        training=config.training,
-        tracking=config.tracking,
-    )
+    run = run_config(config, config.name, stores)
     path = Path(config.output) / "pretrain"
     prepare(path, run, new_operator(config, stores))
     return path, run
