@@ -97,7 +97,7 @@ class TrainingConfig(Config):
     micro_batch: Count = 8
     """Samples that go through the network at once. batch_size / micro_batch must be a multiple of the ranks."""
     ranks: Count | Literal["auto"] = "auto"
-    """Training processes: `auto` is one for each GPU, or two on CPU."""
+    """Training processes: `auto` is one for each GPU, or two on CPU, as far as the batch divides among them."""
     zero_stage: Literal[0, 1, 2, 3] = 1
     precision: Literal["float32", "bfloat16"] = "float32"
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3

@@ -22,7 +22,7 @@ from pretrain.config import (
 from pretrain.model.dpot import NetworkConfig
 from pretrain.model.operator import DatasetScaling, Operator, OperatorConfig
 from pretrain.model.sizes import SIZES
-from pretrain.run import default_ranks, prepare
+from pretrain.run import prepare
 
 
 def shards_path(root: str | Path, name: str) -> Path:
@@ -31,8 +31,14 @@ def shards_path(root: str | Path, name: str) -> Path:
 
 
 def number_of_ranks(training: TrainingConfig) -> int:
-    """Training processes on this machine."""
-    return default_ranks() if training.ranks == "auto" else training.ranks
+    """Training processes on this machine: as many as its GPUs (two on CPU), as far as the batch divides among them."""
+    if training.ranks != "auto":
+        return training.ranks
+    available = torch.cuda.device_count() or 2  # two, so that the distributed code is what runs everywhere
+    micro_batches, rest = divmod(training.batch_size, training.micro_batch)
+    if rest:
+        return available  # `check_batch` says what would divide
+    return max(ranks for ranks in range(1, available + 1) if micro_batches % ranks == 0)
 
 
 def check_batch(training: TrainingConfig) -> None:

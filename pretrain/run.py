@@ -8,7 +8,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
-import torch
 import torch.distributed as dist
 
 from data_pipeline.base.errors import CheckpointError, ConfigError, PdepotError
@@ -146,8 +145,3 @@ def finished_operator(folder: Path) -> Path:
             remedy="start the same command again: it goes on from the last checkpoint",
         )  # fmt: skip
     return folder / "final"
-
-
-def default_ranks() -> int:
-    """One rank for each GPU; two on CPU, so that the distributed code is what runs everywhere."""
-    return torch.cuda.device_count() or 2

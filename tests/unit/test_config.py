@@ -9,7 +9,7 @@ from data_pipeline.base.errors import ConfigError
 from data_pipeline.config import DatasetConfig
 from finetune.config import FinetuneConfig
 from pretrain.config import ModelConfig, PretrainConfig, RegistryConfig, TrainingConfig
-from pretrain.job import check_batch
+from pretrain.job import check_batch, number_of_ranks
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -89,6 +89,16 @@ def test_a_batch_that_does_not_divide_names_one_that_does() -> None:
     with pytest.raises(ConfigError, match=r"(?s)batch_size 20.*multiple of .* 16.*batch_size 16 or 32"):
         check_batch(TrainingConfig(steps=1, batch_size=20, micro_batch=8, ranks=2))
     check_batch(TrainingConfig(steps=1, batch_size=32, micro_batch=8, ranks=2))
+
+
+@pytest.mark.parametrize(
+    ("gpus", "batch_size", "ranks"), [(0, 16, 2), (1, 16, 1), (8, 16, 2), (3, 48, 3), (8, 64, 8), (0, 8, 1)]
+)
+def test_ranks_are_as_many_as_the_batch_divides_among(
+    gpus: int, batch_size: int, ranks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    assert number_of_ranks(TrainingConfig(steps=1, batch_size=batch_size, micro_batch=8)) == ranks
 
 
 def test_an_alias_that_mlflow_keeps_for_itself_is_refused() -> None:
