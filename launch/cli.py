@@ -262,10 +262,13 @@ def _list_models(_: argparse.Namespace) -> int:
     from pretrain.registry import list_models
     from pretrain.report import table
 
-    rows = [
-        {"name": m.name, "version": m.version, "aliases": ", ".join(m.aliases), "created": m.created, **m.metrics}
-        for m in list_models(_uri())
-    ]
+    prefix = "relative_l2."
+    rows = []
+    for m in list_models(_uri()):
+        errors = {k.removeprefix(prefix): value for k, value in m.metrics.items() if k.startswith(prefix)}
+        shown = ", ".join(f"{dataset} {error:.3g}" for dataset, error in errors.items())
+        row = {"name": m.name, "version": m.version, "aliases": ", ".join(m.aliases), "created": m.created}
+        rows.append({**row, "relative L2 of roll-outs": shown})
     print(table(rows) if rows else f"no models in {_uri()}")
     return 0
 
