@@ -94,6 +94,9 @@ def main(arguments: Sequence[str]) -> int:
     except PdepotError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return 130
     return 0
 
 

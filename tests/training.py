@@ -69,7 +69,7 @@ def start_ranks(folder: Path, uri: str, ranks: int = 2) -> subprocess.Popen[byte
     return subprocess.Popen(command, cwd=ROOT, start_new_session=True)
 
 
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes], seconds: float = 120) -> None:
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes], seconds: float = 600) -> None:
     """Until `condition` holds. Fails when the process ends first."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -59,7 +59,7 @@ def start(config: Path) -> subprocess.Popen[str]:
 
 def run(config: Path) -> str:
     process = start(config)
-    output, _ = process.communicate(timeout=400)
+    output, _ = process.communicate(timeout=1200)
     assert process.returncode == 0, output
     return output
 
@@ -67,7 +67,7 @@ def run(config: Path) -> str:
 def kill_when(config: Path, condition: Callable[[], bool]) -> None:
     """Start the job, and SIGKILL it and all of its descendants once `condition` holds."""
     process = start(config)
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 900
     while not condition():
         assert process.poll() is None, f"the job ended before it could be killed: {process.stdout.read()}"
         assert time.monotonic() < deadline

@@ -83,7 +83,7 @@ def test_sigterm_saves_and_the_next_start_goes_on(
     process = start_ranks(folder, uri)
     wait_for(lambda: bool(checkpoints(folder)), process)
     os.killpg(process.pid, signal.SIGTERM)
-    process.wait(timeout=120)
+    process.wait(timeout=600)
     if read_status(folder)[0] != "finished":  # the signal may come with the last step
         assert read_status(folder)[0] == "preempted"
         run_ranks(folder, 2, uri)
