@@ -5,11 +5,10 @@ from typing import Any
 
 from data_pipeline.base.errors import ConfigError
 from data_pipeline.base.files import sha256_file
-from data_pipeline.loader import check_windows
 from finetune.adapt import adapt, from_scratch
 from finetune.config import FinetuneConfig
 from pretrain.config import RunConfig
-from pretrain.job import channel_slots, check_batch, open_stores, run_config, scaling
+from pretrain.job import channel_slots, check_batch, open_training_data, run_config, scaling
 from pretrain.model.operator import WEIGHTS_FILE, Operator, load_operator_files
 from pretrain.run import prepare
 
@@ -32,8 +31,7 @@ def prepare_finetuning(config: FinetuneConfig, folder: Path, pretrained: Path) -
     check_batch(config.training)
     operator = load_operator_files(pretrained)
     _check_agreement(config, operator)
-    stores = open_stores(config.data, config.data.load_datasets(folder), "train")
-    check_windows([store.info for store in stores], config.data.history, config.objective.rollout_steps)
+    stores = open_training_data(config, folder)
     adapted = adapt(
         operator,
         [scaling(store) for store in stores],

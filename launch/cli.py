@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
 from data_pipeline.base.config import apply_overrides, build, load, parse_overrides
-from data_pipeline.base.errors import ConfigError, PdepotError, nearest
+from data_pipeline.base.errors import ConfigError, nearest
 from data_pipeline.config import DatasetConfig, ExportConfig
+from launch.messages import exit_code
 
 Handler = Callable[[argparse.Namespace], int]
 
@@ -31,14 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; a user's error is one clear message and exit code 1."""
     options = _parser().parse_args(arguments)
     handler: Handler = options.handler
-    try:
-        return handler(options)
-    except PdepotError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        return 130
+    return exit_code(lambda: handler(options))
 
 
 def _parser() -> argparse.ArgumentParser:

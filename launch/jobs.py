@@ -43,7 +43,6 @@ def pretrain_job(config: PretrainConfig, folder: Path, uri: str) -> Outcome:
     """
     path, run = prepare_pretraining(config, folder)
     datasets = config.data.load_datasets(folder)
-    check_held_out(config.data, datasets, config.evaluation)  # before the long work, not after it
     origin = lineage(path, run)  # before the training: the code that trains is the code on record
     run_ranks(path, number_of_ranks(config.training), uri)
     evaluations = evaluate_run(path, config.data, datasets, config.evaluation)
@@ -63,7 +62,6 @@ def finetune_job(config: FinetuneConfig, folder: Path, uri: str) -> Outcome:
     pretrained = registry.pull(config.model, uri=uri)
     runs = prepare_finetuning(config, folder, pretrained)
     datasets = config.data.load_datasets(folder)
-    check_held_out(config.data, datasets, config.evaluation)
     path, run = runs["fine-tuned"]
     origin = lineage(path, run, parent=config.model)
     evaluations = {}
@@ -73,12 +71,6 @@ def finetune_job(config: FinetuneConfig, folder: Path, uri: str) -> Outcome:
         log_evaluations(kind_path, kind_run, evaluations[kind], uri)
     registered = register_run(path, run, config.registry, evaluations["fine-tuned"], origin, uri)
     return Outcome(evaluations, origin, registered)
-
-
-def check_held_out(data: DataConfig, datasets: Sequence[DatasetConfig], config: EvaluationConfig) -> None:
-    """Raises DataError when a dataset has no trajectories to evaluate on."""
-    for store in open_stores(data, datasets, config.split):
-        store.close()
 
 
 def evaluate_run(
@@ -97,8 +89,8 @@ def evaluate_run(
 
 
 def log_evaluations(path: Path, run: RunConfig, evaluations: Sequence[Evaluation], uri: str) -> None:
-    """Put figures and pictures on the run's page in MLflow, once."""
-    key = digest([e.model_dump(mode="json") for e in evaluations])
+    """Put figures and pictures on the run's page in MLflow, once for each server."""
+    key = digest([uri, *(e.model_dump(mode="json") for e in evaluations)])
     marker = path / "evaluation_logged.json"
     if marker.exists() and read_json(marker) == key:
         return

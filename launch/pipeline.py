@@ -9,24 +9,28 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_pipeline.base.config import load
-from data_pipeline.base.errors import ConfigError, PdepotError
+from data_pipeline.base.errors import ConfigError
 from data_pipeline.base.files import exclusive
 from data_pipeline.config import DatasetConfig
 from finetune.config import FinetuneConfig
 from launch.datasets import make_datasets
 from launch.jobs import Outcome, finetune_job, pretrain_job
+from launch.messages import exit_code
 from launch.results import show_results
 from pretrain.config import PretrainConfig
 from pretrain.job import check_batch
 from pretrain.tracking import check_reachable, default_uri
 
 
-def run(config_path: Path, overrides: Sequence[str]) -> None:
+def run(config_path: Path, overrides: Sequence[str]) -> int:
     """Make the data, pretrain, evaluate, register, fine-tune, and write the report.
 
     Args:
         config_path: a pretraining configuration.
         overrides: `key=value` for it.
+
+    Returns:
+        0, the exit code.
 
     Raises:
         PdepotError: what is wrong, and what to do about it.
@@ -50,6 +54,7 @@ def run(config_path: Path, overrides: Sequence[str]) -> None:
             _say(f"fine-tune: {finetune_config.name} from {finetune_config.model}")
             outcomes.append(finetune_job(finetune_config, finetune_folder, uri))
         show_results(Path(config.output), config.name, config.model_dump(mode="json"), outcomes, uri)
+    return 0
 
 
 def load_finetuning(config: PretrainConfig, folder: Path) -> tuple[FinetuneConfig, Path] | None:
@@ -89,15 +94,7 @@ def _say(what: str) -> None:
 
 def main(arguments: Sequence[str]) -> int:
     """Run the job; a user's error is one clear message and exit code 1."""
-    try:
-        run(Path(arguments[0]), arguments[1:])
-    except PdepotError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        return 130
-    return 0
+    return exit_code(lambda: run(Path(arguments[0]), arguments[1:]))
 
 
 if __name__ == "__main__":

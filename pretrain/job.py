@@ -117,6 +117,21 @@ def trained_datasets(data: DataConfig, stores: Sequence[TrajectoryStore]) -> tup
     )
 
 
+def open_training_data(config: JobConfig, folder: Path) -> list[TrajectoryStore]:
+    """The training splits of a job's datasets; `folder` is that of the job's configuration file.
+
+    Raises:
+        DataError: a dataset is missing or damaged, or has no trajectories to train or to evaluate on.
+        ConfigError: the grids differ, or trajectories are too short.
+    """
+    datasets = config.data.load_datasets(folder)
+    for store in open_stores(config.data, datasets, config.evaluation.split):
+        store.close()  # an empty test split is found now, not after the training
+    stores = open_stores(config.data, datasets, "train")
+    check_windows([store.info for store in stores], config.data.history, config.objective.rollout_steps)
+    return stores
+
+
 def run_config(
     config: JobConfig,
     name: str,
@@ -153,8 +168,7 @@ def prepare_pretraining(config: PretrainConfig, folder: Path) -> tuple[Path, Run
         ConfigError, DataError: anything that would stop the job later, before any long work starts.
     """
     check_batch(config.training)
-    stores = open_stores(config.data, config.data.load_datasets(folder), "train")
-    check_windows([store.info for store in stores], config.data.history, config.objective.rollout_steps)
+    stores = open_training_data(config, folder)
     run = run_config(config, config.name, stores)
     path = Path(config.output) / "pretrain"
     prepare(path, run, new_operator(config, stores))

@@ -105,14 +105,19 @@ def test_data_that_were_never_built(fails: Callable[..., str], tmp_path: Path) -
     assert "pdepot data convert" in fails("pretrain", pretrain_config(tmp_path, ["toy.yaml"]))
 
 
-def test_an_empty_test_split_is_found_before_training(fails: Callable[..., str], tmp_path: Path) -> None:
+def test_an_empty_test_split_is_found_before_training(
+    fails: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = well(tmp_path / "raw", train=3)
     (tmp_path / "toy.yaml").write_text(
         yaml.safe_dump({"name": "toy", "convert": {"layout": "the_well", "path": str(folder)}})
     )
     assert main(["data", "convert", str(tmp_path / "toy.yaml"), "--root", str(tmp_path / "data")]) == 0
     assert main(["data", "export", str(tmp_path / "data" / "toy.zarr")]) == 0
-    assert main(["pretrain", str(pretrain_config(tmp_path, ["toy.yaml"]))]) == 1
+    capsys.readouterr()
+    message = fails("pretrain", pretrain_config(tmp_path, ["toy.yaml"]))
+    assert "toy.shards" in message
+    assert "'test'" in message.splitlines()[0]
 
 
 def test_a_registry_that_is_not_there(
