@@ -18,7 +18,7 @@ from torch import Tensor
 from data_pipeline.base.errors import ConfigError
 from data_pipeline.mixture import Draw, Mixture, MixtureEntry, positional_generator
 from data_pipeline.stores.protocol import TrajectoryStore, read_window
-from data_pipeline.trajectory import DatasetInfo, FloatArray
+from data_pipeline.trajectory import DatasetInfo, FloatArray, parameter_row
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class Batch:
         channel_mask: bool (B, C), true where the sample's dataset has the channel.
         dataset: int64 (B,), number of the dataset in the mixture.
         dt: float32 (B,), time between two frames, in the units of the sample's equation.
+        parameters: float32 (B, P), the PDE parameters that were asked for, NaN where a trajectory lacks one.
         position: int64 (B,), number of the sample in the mixture; keys all that is random about it.
     """
 
@@ -39,6 +40,7 @@ class Batch:
     channel_mask: Tensor
     dataset: Tensor
     dt: Tensor
+    parameters: Tensor
     position: Tensor
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
@@ -62,7 +64,8 @@ class Loader:
     Args:
         stores: (D,), the training split of each dataset; they stay open when the loader closes.
         mixture: the schedule, with one entry a store, in their order (`mixture_of`).
-        channels: the model's channel slots, by field name. A dataset fills the slots of its own fields.
+        slots: (D,), the model's channel slots that the fields of each dataset fill, in the order of its channels.
+        num_channels: channel slots of the model.
         history: frames T_in that the model sees.
         target: frames T_out that follow.
         batch_size: samples in a step, over all ranks.
@@ -75,11 +78,12 @@ class Loader:
         seed: keys the shifts.
         threads: number of reader threads.
         look_ahead: micro-batches that are read while the caller works on one.
+        parameters: names of the PDE parameters that batches carry, in this order.
         pin_memory: put batches in pinned memory; needs CUDA.
 
     Raises:
-        ConfigError: the batch does not divide, the stores differ in shape or are too short, the mixture describes
-            other stores, or a dataset has a channel for which there is no slot.
+        ConfigError: the batch does not divide, the stores differ in shape or are too short, or the mixture describes
+            other stores.
     """
 
     def __init__(
@@ -87,7 +91,8 @@ class Loader:
         stores: Sequence[TrajectoryStore],
         mixture: Mixture,
         *,
-        channels: tuple[str, ...],
+        slots: Sequence[Sequence[int]],
+        num_channels: int,
         history: int,
         target: int,
         batch_size: int,
@@ -99,6 +104,7 @@ class Loader:
         seed: int,
         threads: int = 2,
         look_ahead: int = 2,
+        parameters: Sequence[str] = (),
         pin_memory: bool = False,
     ) -> None:
         _check_at_least_one(history=history, target=target, threads=threads, look_ahead=look_ahead)
@@ -108,10 +114,11 @@ class Loader:
         assert 0 <= rank < world_size
         assert first_step >= 0
         self._stores, self._mixture = stores, mixture
-        self._slots = [channel_slots(store.info, channels) for store in stores]
-        self._channel_masks = torch.zeros(len(stores), len(channels), dtype=torch.bool)
-        for mask, slots in zip(self._channel_masks, self._slots, strict=True):
-            mask[slots] = True
+        assert [len(taken) for taken in slots] == [len(store.info.channels) for store in stores]
+        self._slots, self._parameters = [list(taken) for taken in slots], parameters
+        self._channel_masks = torch.zeros(len(stores), num_channels, dtype=torch.bool)
+        for mask, taken in zip(self._channel_masks, self._slots, strict=True):
+            mask[taken] = True
         self._dts = torch.tensor([store.info.dt for store in stores], dtype=torch.float32)
         self._shape = (micro_batch, *stores[0].info.space)
         self._history, self._target = history, target
@@ -151,7 +158,7 @@ class Loader:
 
     def _start_reading(self, position: Tensor) -> _Pending:
         draws = [Draw(*row) for row in self._mixture.draw_many(position.numpy()).tolist()]
-        batch = self._allocate(position, torch.tensor([draw.dataset for draw in draws]))
+        batch = self._allocate(position, draws)
         history, target = batch.history.numpy(), batch.target.numpy()
         reads = [
             self._pool.submit(self._read, draw, int(k), history[slot], target[slot])
@@ -159,14 +166,18 @@ class Loader:
         ]
         return _Pending(batch, reads)
 
-    def _allocate(self, position: Tensor, dataset: Tensor) -> Batch:
-        num_channels = self._channel_masks.shape[1]
+    def _allocate(self, position: Tensor, draws: Sequence[Draw]) -> Batch:
+        """A batch that lacks nothing but its fields."""
+        num_channels, dataset = self._channel_masks.shape[1], torch.tensor([draw.dataset for draw in draws])
+        rows = [self._stores[draw.dataset].parameters(draw.trajectory) for draw in draws] if self._parameters else []
+        parameters = torch.tensor([parameter_row(row, self._parameters) for row in rows], dtype=torch.float32)
         return Batch(
             history=torch.empty(*self._shape, self._history, num_channels, pin_memory=self._pin_memory),
             target=torch.empty(*self._shape, self._target, num_channels, pin_memory=self._pin_memory),
             channel_mask=self._channel_masks[dataset],
             dataset=dataset,
             dt=self._dts[dataset],
+            parameters=parameters.reshape(len(draws), len(self._parameters)),
             position=position,
         )
 
@@ -207,20 +218,6 @@ def mixture_of(
         for store, weight in zip(stores, weights, strict=True)
     ]
     return Mixture(tuple(entries), seed)
-
-
-def channel_slots(info: DatasetInfo, channels: tuple[str, ...]) -> list[int]:
-    """The slot among `channels` of each of a dataset's fields. Raises ConfigError when a field has none."""
-    missing = [name for name in info.channels if name not in channels]
-    if missing:
-        raise ConfigError(
-            f"dataset {info.name!r} has a field for which the model has no channel: {', '.join(missing)}",
-            key="channels",
-            found=f"the model's channels {', '.join(channels)}",
-            expected=f"the dataset's fields {', '.join(info.channels)} among them",
-            remedy=f"add {', '.join(missing)} to the model's channels",
-        )
-    return [channels.index(name) for name in info.channels]
 
 
 def check_division(batch_size: int, micro_batch: int, ranks: int) -> None:

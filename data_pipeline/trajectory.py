@@ -1,6 +1,6 @@
 """The one record that everything speaks: a trajectory of named fields on a grid, and what its dataset is."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -62,3 +62,8 @@ class Trajectory:
     parameters: Mapping[str, float] = field(default_factory=dict)
     static: FloatArray | None = None
     provenance: Mapping[str, str | int | float] = field(default_factory=dict)
+
+
+def parameter_row(parameters: Mapping[str, float], names: Sequence[str]) -> list[float]:
+    """The values of PDE parameters in the order of `names`, NaN where there is none."""
+    return [parameters.get(name, float("nan")) for name in names]

@@ -7,7 +7,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from data_pipeline.base.errors import ConfigError, nearest
-from pretrain.model.dpot import Dpot, NetworkConfig
+from pretrain.model.baseline import Baseline, BaselineConfig
+from pretrain.model.conditions import condition_count, parameter_union
+from pretrain.model.config import NetworkConfig
+from pretrain.model.dpot import Dpot, resize
 from pretrain.model.operator import DatasetScaling, Operator, OperatorConfig
 from pretrain.model.reference import load_weights
 
@@ -18,12 +21,14 @@ def adapt(
     channels: Sequence[str],
     space: Sequence[int],
     start_from: Mapping[str, str],
+    *,
+    condition: bool = False,
 ) -> Operator:
     """An operator for new datasets that starts from pretrained weights.
 
-    Every weight is the pretrained one, with three exceptions: the stem's filters and the head's last rows are those
-    of the pretrained channel that each new channel starts from, and the position embedding is interpolated when the
-    grid is another one.
+    Every weight is the pretrained one, with these exceptions: the stem's filters and the head's last rows are those
+    of the pretrained channel that each new channel starts from, the position embedding is interpolated when the grid
+    is another one, and what a network is told of parameters that it has not met changes nothing before it is trained.
 
     Args:
         pretrained: the operator to start from.
@@ -31,25 +36,42 @@ def adapt(
         channels: the new channel slots.
         space: the new grid.
         start_from: new channel -> pretrained channel, as far as the user says.
+        condition: let time step, boundaries and parameters condition a network that was pretrained without. Its new
+            weights are drawn from torch's global generator, and have no effect before they are trained.
 
     Raises:
-        ConfigError: a channel in `start_from` does not exist, or the new grid does not fit the patches.
+        ConfigError: a channel in `start_from` does not exist, or the new grid does not fit the patches. A baseline is
+            asked to take other channels or conditions.
     """
     origin = match_channels(channels, pretrained.config.channels, start_from)
-    old = pretrained.config.network
+    if isinstance(pretrained.network, Baseline):
+        baseline = pretrained.network.config
+        _check_unchanged(baseline, origin, pretrained.config.channels, condition)
+        return _with_weights_kept(pretrained, baseline, datasets, space)
+    old = pretrained.network.config
     _check_grid(old, space)
+    parameters: tuple[str, ...] = ()
+    if condition or old.conditions:
+        parameters = parameter_union([pretrained.config.parameters, *(dataset.parameters for dataset in datasets)])
     network = old.model_copy(
         update={
             "space": tuple(space),
+            "conditions": condition_count(len(space), len(parameters)) if condition or old.conditions else 0,
             "in_channels": len(channels),
             "out_channels": len(channels),
             "stem_width": len(pretrained.network.state_dict()["patch_embed.proj.0.bias"]),
         }
     )
     config = pretrained.config.model_copy(
-        update={"network": network, "channels": tuple(channels), "datasets": tuple(datasets)}
+        update={
+            "network": network,
+            "channels": tuple(channels),
+            "datasets": tuple(datasets),
+            "parameters": parameters,
+        }
     )
     operator = Operator(config)
+    assert isinstance(operator.network, Dpot)
     slots = [pretrained.config.channels.index(origin[channel]) for channel in channels]
     load_weights(operator.network, _adapted_weights(pretrained.network, slots, operator.network))
     return operator
@@ -79,6 +101,26 @@ def from_scratch(operator: Operator, seed: int) -> Operator:
     return Operator(OperatorConfig.model_validate(operator.config.model_dump()))
 
 
+def _check_unchanged(old: BaselineConfig, origin: Mapping[str, str], channels: Sequence[str], condition: bool) -> None:
+    if condition or list(origin.items()) != [(channel, channel) for channel in channels]:
+        raise ConfigError(
+            f"only DPOT networks are adapted to other channels or conditions, and the model is a {old.architecture}",
+            key="adapt", found=f"channels {', '.join(origin)}" + (", condition" if condition else ""),
+            expected=f"the pretrained channels {', '.join(channels)}, in this order",
+            remedy="fine-tune a DPOT network, or train this baseline on the new data from the start",
+        )  # fmt: skip
+
+
+def _with_weights_kept(
+    pretrained: Operator, old: BaselineConfig, datasets: Sequence[DatasetScaling], space: Sequence[int]
+) -> Operator:
+    """The same weights for new datasets, perhaps on another grid: a neural operator's weights belong to none."""
+    network = old.model_copy(update={"space": tuple(space)})
+    operator = Operator(pretrained.config.model_copy(update={"network": network, "datasets": tuple(datasets)}))
+    load_weights(operator.network, pretrained.network.state_dict())
+    return operator
+
+
 def _check_grid(old: NetworkConfig, space: Sequence[int]) -> None:
     if len(space) != len(old.space):
         raise ConfigError(
@@ -104,8 +146,18 @@ def _adapted_weights(old: Dpot, slots: Sequence[int], new: Dpot) -> dict[str, Te
         if name in weights:
             columns = weights[name].unflatten(1, (2, c))
             weights[name] = columns[:, :, list(slots)].flatten(1, 2)
+    if old.config.conditions != new.config.conditions:
+        weights |= _condition_weights(weights, new)
     latent = new.pos_embed.shape[2:]
     if weights["pos_embed"].shape[2:] != latent:
-        mode = "bilinear" if len(latent) == 2 else "trilinear"
-        weights["pos_embed"] = F.interpolate(weights["pos_embed"], size=latent, mode=mode, align_corners=False)
+        weights["pos_embed"] = resize(weights["pos_embed"], latent)
     return weights
+
+
+def _condition_weights(weights: Mapping[str, Tensor], new: Dpot) -> dict[str, Tensor]:
+    """Weights for more conditions: features that the old network was not told change nothing yet."""
+    fresh = {k: v.detach().clone() for k, v in new.state_dict().items() if k not in weights}
+    columns = weights.get("condition.0.weight")  # (C, K), the features of new parameters last
+    if columns is not None:
+        fresh["condition.0.weight"] = F.pad(columns, (0, new.config.conditions - columns.shape[1]))
+    return {k: v for k, v in fresh.items() if k.startswith("condition.") or ".modulation." in k}

@@ -10,6 +10,9 @@ class AdaptConfig(Config):
     channels: dict[str, str] = {}
     """Which pretrained channel a new one starts from. Channels of one name always meet; the others take what is left,
     in order."""
+    condition: bool = False
+    """Tell a network that was pretrained without conditions the time step, boundaries and PDE parameters
+    (`pretrain.model.conditions`). The new weights start at zero effect. One pretrained with conditions keeps them."""
 
 
 class FinetuneConfig(JobConfig):

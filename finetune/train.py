@@ -1,10 +1,14 @@
 """From a fine-tuning job's configuration to its training runs: the adapted operator, and the same from scratch."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from data_pipeline.base.errors import ConfigError
 from data_pipeline.base.files import sha256_file
+from data_pipeline.stores.protocol import TrajectoryStore
 from finetune.adapt import adapt, from_scratch
 from finetune.config import FinetuneConfig
 from pretrain.config import RunConfig
@@ -32,12 +36,14 @@ def prepare_finetuning(config: FinetuneConfig, folder: Path, pretrained: Path) -
     operator = load_operator_files(pretrained)
     _check_agreement(config, operator)
     stores = open_training_data(config, folder)
+    torch.manual_seed(config.seed)
     adapted = adapt(
         operator,
         [scaling(store) for store in stores],
-        channel_slots(stores),
+        _channels(operator, stores),
         stores[0].info.space,
         config.adapt.channels,
+        condition=config.adapt.condition,
     )
     runs = {"scratch": from_scratch(adapted, config.seed)} if config.compare_with_scratch else {}
     prepared = {}
@@ -52,6 +58,13 @@ def prepare_finetuning(config: FinetuneConfig, folder: Path, pretrained: Path) -
         prepare(path, run, initial)
         prepared[kind] = (path, run)
     return prepared
+
+
+def _channels(pretrained: Operator, stores: Sequence[TrajectoryStore]) -> tuple[str, ...]:
+    """The new channel slots; anonymous ones that are there stay, since the network was trained with them padded."""
+    needed = channel_slots(stores, pretrained.config.slots)
+    anonymous, there = pretrained.config.slots == "anonymous", pretrained.config.channels
+    return there if anonymous and len(there) >= len(needed) else needed
 
 
 def _check_agreement(config: FinetuneConfig, pretrained: Operator) -> None:

@@ -4,24 +4,30 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeAlias
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 from data_pipeline.base.config import apply_overrides, build, load, parse_overrides
 from data_pipeline.base.errors import ConfigError, nearest
 from data_pipeline.config import DatasetConfig, ExportConfig
 from launch.messages import exit_code
 
+if TYPE_CHECKING:
+    from pretrain.model import Dpot
+    from pretrain.model.baseline import Baseline
+
 Handler = Callable[[argparse.Namespace], int]
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse, except that a mistyped command names its nearest neighbour."""
+    """argparse, except that a mistyped command, or value of an option, names its nearest neighbour."""
 
     def error(self, message: str) -> NoReturn:
         if "invalid choice: " in message:
+            argument = message.removeprefix("argument ").split(": invalid choice: ")[0]
             word = message.split("invalid choice: '")[-1].split("'")[0]
-            choices = [c for a in self._actions if a.choices for c in map(str, a.choices)]
-            message = f"unknown command {word!r}; {nearest(word, choices)}"
+            known = {"/".join(a.option_strings) or a.metavar or a.dest: a.choices for a in self._actions if a.choices}
+            what = "command" if argument == "COMMAND" else f"value of {argument}"
+            message = f"unknown {what} {word!r}; {nearest(word, [str(c) for c in known[argument]])}"
         super().error(message)
 
 
@@ -132,6 +138,32 @@ def _add_model_commands(commands: _Commands) -> None:
                "models pull models:/pdepot-demo@champion operators/demo")  # fmt: skip
     add.add_argument("model", help="models:/NAME@ALIAS or models:/NAME/VERSION")
     add.add_argument("folder", type=Path)
+    add = _add(commands, "import", _import_model, "turn a published checkpoint into an operator, executing nothing",
+               "models import model_Ti.pth operators/ti --register dpot-ti")  # fmt: skip
+    add.add_argument("file", type=Path, help="a checkpoint as the published code writes it")
+    add.add_argument("folder", type=Path)
+    add.add_argument("--size", help="published size that the file must have (default: the one in its name, if any)")
+    add.add_argument("--register", metavar="NAME", help="register the operator under this name, too")
+    add = _add(commands, "export", _export_model, "write an operator as a file for other programs",
+               "models export models:/demo@champion ns.onnx --format onnx --dataset navier_stokes_2d")  # fmt: skip
+    add.add_argument("model", help="models:/NAME@ALIAS, models:/NAME/VERSION, or a folder with an operator")
+    add.add_argument("file", type=Path, help="a new file: .pt2 (torch, aoti), .onnx (onnx), .pth (reference)")
+    add.add_argument("--format", required=True, choices=["torch", "aoti", "onnx", "reference"],
+                     help="torch: a torch.export program; aoti: compiled by AOTInductor for this machine, with its "
+                     "GPU if it has one; onnx: a graph for ONNX runtimes; reference: as the published code loads. "
+                     "Loading .pt2 files executes what is in them: load only those that you made")  # fmt: skip
+    add.add_argument("--dataset", metavar="NAME", help="the one whose fields a torch, aoti or onnx file takes and "
+                     "gives; needed where the operator knows several")  # fmt: skip
+    add = _add(commands, "diagnose", _diagnose_model, "show how gradients pass through a network, block by block",
+               "models diagnose configs/pretrain/demo.yaml model.depth=12 --space 64 64")  # fmt: skip
+    add.add_argument("model", nargs="?", help="a pretraining configuration, for fresh weights; or an operator: "
+                     "models:/NAME@ALIAS, models:/NAME/VERSION or a folder")  # fmt: skip
+    _add_overrides(add)
+    add.add_argument("--space", type=int, nargs="+", metavar="N", help="a configuration's grid (default: 64 64)")
+    add.add_argument("--channels", type=int, metavar="C", help="a configuration's channels (default: 1)")
+    add.add_argument("--init", choices=["published", "edge_of_chaos"], help="draw fresh weights in this way")
+    add.add_argument("--stack", action="store_true", help="a bare stack of spectral layers, as in theory; settings: "
+                     "width, depth, points, modes, activation, sigma2, signal, amplitude, seed")  # fmt: skip
     add = _add(commands, "promote", _promote_model, "give an alias to a version of a model, on record",
                "models promote pdepot-demo 2 --alias champion --reason 'better on all families'")  # fmt: skip
     add.add_argument("name")
@@ -285,6 +317,86 @@ def _pull_model(options: argparse.Namespace) -> int:
 
     print(pull(options.model, options.folder, uri=_uri()))
     return 0
+
+
+def _import_model(options: argparse.Namespace) -> int:
+    from data_pipeline.base.files import sha256_file
+    from pretrain.model.official import import_official
+    from pretrain.model.operator import WEIGHTS_FILE
+
+    if options.register:
+        from pretrain.registry import check_words, register
+        from pretrain.tracking import check_reachable
+
+        check_words(options.register, None)
+        check_reachable(_uri())
+    official = import_official(options.file, options.folder, options.size)
+    print(f"{official.text()}\n{'sha256':11} {sha256_file(options.folder / WEIGHTS_FILE)}  {options.folder}")
+    if options.register:
+        source = {"file": options.file.name, "sha256": sha256_file(options.file), "size": official.size}
+        name = options.register
+        print(register(options.folder, name, uri=_uri(), experiment=name, lineage={"source": source}, metrics={}).uri)
+    return 0
+
+
+def _export_model(options: argparse.Namespace) -> int:
+    from pretrain.registry import load_operator
+
+    operator = load_operator(options.model, _uri())
+    if options.format == "reference":
+        from pretrain.model.official import export_reference
+
+        if options.dataset:
+            raise ConfigError("a reference file is for no dataset", key="--dataset", found=options.dataset)
+        export_reference(operator, options.file)
+        print(options.file)
+    else:
+        from pretrain.engine import device_type
+        from pretrain.export import export_operator
+
+        error = export_operator(operator.to(device_type()), options.file, options.format, options.dataset)
+        print(f"{options.file}  (relative L2 to the operator on random histories: {error:.1e})")
+    return 0
+
+
+def _diagnose_model(options: argparse.Namespace) -> int:
+    from pretrain.diagnose import StackConfig, diagnose, diagnose_stack
+    from pretrain.model.signal import critical_variance
+    from pretrain.report import table
+
+    flags = [f"--{flag}" for flag in ("space", "channels", "init") if getattr(options, flag) is not None]
+    if options.stack:
+        settings = [word for word in (options.model, *options.overrides) if word is not None]
+        if flags:
+            raise ConfigError("a stack has settings only", found=" ".join(flags), expected="key=value, as --help says")
+        stack = build(StackConfig, parse_overrides(settings))
+        edge = critical_variance(stack.activation)
+        print(f"{stack.activation}: sigma^2 {stack.variance:.4g}, edge of chaos at {edge:.4g}")
+        found = diagnose_stack(stack)
+    elif options.model is None:
+        raise ConfigError("nothing to diagnose", expected="a configuration, an operator, or --stack")
+    else:
+        found = diagnose(_network_to_diagnose(options))
+    print(table(found.rows()))
+    print(found.verdict)
+    return 0
+
+
+def _network_to_diagnose(options: argparse.Namespace) -> "Dpot | Baseline":
+    from pretrain.config import PretrainConfig
+    from pretrain.diagnose import fresh_network, redrawn
+    from pretrain.registry import load_operator
+
+    if Path(options.model).suffix in (".yaml", ".yml"):
+        init = [f"model.initialisation={options.init}"] if options.init else []
+        config = load(PretrainConfig, options.model, [*options.overrides, *init])
+        return fresh_network(config, options.space or (64, 64), 1 if options.channels is None else options.channels)
+    if options.overrides or options.space or options.channels is not None:
+        raise ConfigError(
+            "the shape of an operator is fixed", file=options.model, expected="--init alone, or a YAML configuration"
+        )
+    network = load_operator(options.model, _uri()).network
+    return redrawn(network, options.init) if options.init else network
 
 
 def _promote_model(options: argparse.Namespace) -> int:

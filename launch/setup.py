@@ -32,7 +32,9 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 OLDEST_PYTHON = [3, 11]
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 IMPORTS = ("torch", "deepspeed", "ray", "mlflow", "webdataset", "zarr")
-DEV_MODULES = ("pytest", "pytest_timeout", "hypothesis", "ruff", "mypy")
+DEV_MODULES = (
+    "pytest", "pytest_timeout", "hypothesis", "ruff", "mypy", "neuralop", "onnx", "onnxscript", "onnxruntime",
+)  # fmt: skip
 STAMP = "pdepot-setup.json"
 COMMUNICATION_OP = Path("deepspeed_shm_comm", "deepspeed_shm_comm.so")
 

@@ -2,13 +2,15 @@
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from data_pipeline.base.config import Config, build, read_yaml
 from data_pipeline.config import DatasetConfig
-from pretrain.model.dpot import Count
+from pretrain.model.baseline import BaselineModelConfig, chosen
+from pretrain.model.config import Count
+from pretrain.model.normalisation import Normalisation
 from pretrain.model.sizes import SIZES
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -53,6 +55,21 @@ class ModelConfig(Config):
     time_aggregation: Literal["exp_mlp", "mlp"] = "exp_mlp"
     normalize: bool = False
 
+    # Beyond the published network, each off by default but the slots' names.
+    mode_truncation: Literal["one_sided", "symmetric"] = "one_sided"
+    """Below the latent size, `modes` keeps the first frequencies of an axis as published, which drops all negative
+    ones, or as many on either side of zero."""
+    resize_position: bool = False
+    """Take histories on other grids than the one trained on, with the position table interpolated to them."""
+    initialisation: Literal["published", "edge_of_chaos"] = "published"
+    """Initial spectral weights: as published, or of the variance at which gradients neither vanish nor explode."""
+    condition: bool = False
+    """Tell every block the time step, the boundaries and the PDE parameters (`pretrain.model.conditions`). Starts at
+    zero: nothing changes before it is trained."""
+    slots: Literal["named", "anonymous"] = "named"
+    """`named`: fields of one name share a channel slot in all datasets. `anonymous`: each dataset's fields fill the
+    first slots in their own order, and the network sees ones in the others, as published."""
+
     @model_validator(mode="after")
     def _size_or_shape(self) -> Self:
         shape = {k: getattr(self, k) for k in SIZES["nano"]}
@@ -70,22 +87,19 @@ class ObjectiveConfig(Config):
 
     predict: Literal["state", "change"] = "change"
     """The next state, or the change since the last frame of the history."""
-    normalisation: Literal["dataset", "none"] = "dataset"
+    normalisation: Normalisation = "mean_std"
+    """What fields are shifted and divided by before they enter the network: nothing (`none`), figures of the dataset
+    (`mean_std`, `rms`), or each history's own mean and deviation (`sample`). It sets the unit of changes, too."""
     noise: Fraction = 0.2
     """Standard deviation of the noise on the history, as a fraction of what `noise_unit` says; 0 for no denoising."""
     noise_unit: Literal["change", "field"] = "change"
     """`change`: the dataset's RMS change from frame to frame, so that slow fields are not drowned in noise. `field`:
-    each sample's RMS about the dataset's mean (the reference's norm, over the square root of its points)."""
+    each sample's RMS about what its normalisation subtracts: nothing with `none` and `rms` (the reference's norm, over
+    the square root of its points), the dataset's mean with `mean_std`, its own with `sample`."""
     shift: bool = True
     """Random shifts along periodic axes, of datasets whose equation is the same everywhere."""
     rollout_steps: Count = 1
     """Predictions in a row that the loss covers, each one fed the ones before it."""
-
-    @model_validator(mode="after")
-    def _unit_is_known(self) -> Self:
-        if self.noise and self.noise_unit == "change" and self.normalisation == "none":
-            raise ValueError("noise_unit 'change' needs normalisation 'dataset'; with 'none' use noise_unit 'field'")
-        return self
 
 
 class TrainingConfig(Config):
@@ -100,6 +114,19 @@ class TrainingConfig(Config):
     """Training processes: `auto` is one for each GPU, or two on CPU, as far as the batch divides among them."""
     zero_stage: Literal[0, 1, 2, 3] = 1
     precision: Literal["float32", "bfloat16"] = "float32"
+    """`bfloat16`: matrix products of the blocks and the head by autocast. Weights, optimizer, residuals, the stem and
+    the Fourier transforms stay in float32."""
+    tf32: bool = False
+    """On GPUs, round the inputs of float32 products to TF32 (10 bits of mantissa): faster, and the error is about a
+    thousand times float32's, also in the parts that bfloat16 leaves in float32. No effect on CPUs. Evaluation never
+    does it."""
+    compile: bool | Literal["cuda_graphs"] = False
+    """Compile the network to one graph with torch.compile. It takes a minute or so at every start, before the first
+    step, which short runs do not win back. `cuda_graphs`: replay its kernels as CUDA graphs, too, for small networks
+    on GPUs, whose time goes into launching kernels; it copies the gradients of every micro-batch once."""
+    recompute: bool = False
+    """Keep only what enters the stem and each block, and compute the rest again in the backward pass: about half
+    the memory, for one more forward pass of them."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     betas: tuple[Fraction, Fraction] = (0.9, 0.95)
     weight_decay: Annotated[float, Field(ge=0)] = 1e-6
@@ -110,6 +137,25 @@ class TrainingConfig(Config):
     checkpoint_every: Count = 200
     keep_checkpoints: Annotated[int, Field(ge=2)] = 2
     log_every: Count = 10
+
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _not_half(cls, value: Any) -> Any:
+        if value in ("float16", "fp16", "half"):
+            raise ValueError(
+                "float16 ends at 65504, which spectra can exceed since they grow with the grid and the fields, and "
+                "small gradients underflow in it; use bfloat16, which has float32's range, or float32"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _whole_weights_to_compile(self) -> Self:
+        if self.compile and self.zero_stage == 3:
+            raise ValueError(
+                "zero_stage 3 gathers weights between the layers, so the network is not one graph to compile: "
+                "use zero_stage 0, 1 or 2, or compile: false"
+            )
+        return self
 
 
 class TrackingConfig(Config):
@@ -160,9 +206,14 @@ class JobConfig(Config):
 class PretrainConfig(JobConfig):
     """A pretraining job from its data to its report."""
 
-    model: ModelConfig
+    model: ModelConfig | BaselineModelConfig
     finetune: str | None = None
     """Configuration of a fine-tuning job that `launch/pretrain.sh` runs afterwards, relative to this file."""
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _kind_of_model(cls, value: Any) -> Any:
+        return chosen(value, ModelConfig, BaselineModelConfig)
 
 
 class TrainedDataset(Config):

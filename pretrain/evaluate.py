@@ -1,9 +1,10 @@
 """How well an operator predicts a dataset's split: roll-outs from the first frames to the end, beside persistence."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from pydantic import Field, InstanceOf
@@ -13,7 +14,8 @@ from data_pipeline.base.config import Config
 from data_pipeline.base.errors import ConfigError, DataError
 from data_pipeline.base.progress import Progress
 from data_pipeline.stores.protocol import TrajectoryStore, read_window
-from data_pipeline.trajectory import DatasetInfo, FloatArray
+from data_pipeline.trajectory import DatasetInfo, FloatArray, parameter_row
+from pretrain.execution import full_float32
 from pretrain.metrics import relative_l2_per_channel, relative_l2_per_frame, vrmse
 from pretrain.model.operator import Operator
 from pretrain.rollout import rollout
@@ -82,7 +84,8 @@ def evaluate(
         operator: moved to `device`; evaluated in eval mode, its mode restored afterwards.
         store: an open split.
         batch_size: trajectories at a time; the result does not depend on it.
-        device: where to predict. Errors are computed on the host.
+        device: where to predict, in full float32 and without TF32, however the operator was trained. Errors are
+            computed on the host.
         limit: take only so many trajectories, the first ones.
 
     Raises:
@@ -102,14 +105,19 @@ def evaluate(
     operator.to(device)
     with (
         _eval_mode(operator),
+        full_float32(),
         Progress(f"evaluate {store.info.name} {store.split}", count, unit="trajectories") as progress,
     ):
         for start in range(0, count, batch_size):
-            frames = _read(store, range(start, min(start + batch_size, count)))
+            trajectories = range(start, min(start + batch_size, count))
+            frames = _read(store, trajectories)
             history, truth = frames[:, : operator.frames_in], frames[:, operator.frames_in :]
-            prediction = _predict(operator, history, row, slots, truth.shape[1])
+            parameters = _parameters(store, trajectories, operator.config.parameters)
+            predict = partial(_predict, operator, row=row, slots=slots, parameters=parameters)
+            prediction = predict(history, steps=truth.shape[1])
             example = example or _example(store.info, truth[0], prediction[0])
-            batches.append(_errors(prediction, truth, frames) | {"one_step": _one_step(operator, frames, row, slots)})
+            one_step = _one_step(predict, frames, operator.frames_in)
+            batches.append(_errors(prediction, truth, frames) | {"one_step": one_step})
             progress.advance(len(frames))
     return _summarise(store, {name: torch.cat([b[name] for b in batches]) for name in batches[0]}, example)
 
@@ -134,17 +142,15 @@ def _check_split(store: TrajectoryStore, frames_in: int) -> None:
 def _slots(operator: Operator, info: DatasetInfo) -> list[int]:
     """The operator's slots of the store's channels, in the store's order."""
     known = operator.config.datasets[operator.dataset_index(info.name)]
-    space = operator.config.network.space
-    same = set(info.channels) == set(known.channels) and info.space == space
+    same = set(info.channels) == set(known.channels) and operator.takes_grid(info.space)
     if not same or not math.isclose(info.dt, known.dt, rel_tol=1e-6):
         raise ConfigError(
             f"dataset {info.name!r} is not as the operator knows it",
             found=f"channels {', '.join(info.channels)}; grid {info.space}; dt {info.dt:g}",
-            expected=f"channels {', '.join(known.channels)}; grid {space}; dt {known.dt:g}",
+            expected=f"channels {', '.join(known.channels)}; grid {operator.config.network.space}; dt {known.dt:g}",
             remedy="evaluate on the data the operator was trained for, or adapt it to these by fine-tuning",
         )
-    slot_of = dict(zip(known.channels, operator.slots(info.name), strict=True))
-    return [slot_of[channel] for channel in info.channels]
+    return operator.slots(info.name, info.channels)
 
 
 @contextmanager
@@ -171,23 +177,30 @@ def _read(store: TrajectoryStore, trajectories: range) -> Tensor:
     return frames
 
 
-def _predict(operator: Operator, frames: Tensor, row: int, slots: list[int], steps: int) -> Tensor:
+def _parameters(store: TrajectoryStore, trajectories: range, names: Sequence[str]) -> Tensor:
+    """The PDE parameters of trajectories, (B, P)."""
+    rows = [parameter_row(store.parameters(i), names) for i in trajectories]
+    return torch.tensor(rows, dtype=torch.float32).reshape(len(rows), len(names))
+
+
+def _predict(
+    operator: Operator, frames: Tensor, *, row: int, slots: list[int], parameters: Tensor, steps: int
+) -> Tensor:
     """Roll out from frames (B, T_in, *space, c): (B, steps, *space, c), on the host."""
-    batch, device = frames.shape[0], operator.mean.device
+    batch, device = frames.shape[0], operator.scale.device
     history = torch.zeros(*frames.movedim(1, -2).shape[:-1], len(operator.config.channels))
     history[..., slots] = frames.movedim(1, -2)
     dataset = torch.full((batch,), row, device=device)
     prediction = frames.new_empty(batch, steps, *frames.shape[2:])
-    for step, frame in enumerate(rollout(operator, history.to(device), dataset, steps)):
+    for step, frame in enumerate(rollout(operator, history.to(device), dataset, steps, parameters.to(device))):
         prediction[:, step] = frame[..., slots].cpu()
     return prediction
 
 
-def _one_step(operator: Operator, frames: Tensor, row: int, slots: list[int]) -> Tensor:
+def _one_step(predict: Callable[..., Tensor], frames: Tensor, T_in: int) -> Tensor:
     """Relative L2 of the frame after every true history: (B, T - T_in, c)."""
-    T_in = operator.frames_in
     starts = range(frames.shape[1] - T_in)
-    predicted = [_predict(operator, frames[:, s : s + T_in], row, slots, steps=1) for s in starts]
+    predicted = [predict(frames[:, s : s + T_in], steps=1) for s in starts]
     return relative_l2_per_frame(torch.cat(predicted, dim=1), frames[:, T_in:])
 
 

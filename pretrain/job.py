@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -19,7 +20,9 @@ from pretrain.config import (
     TrainedDataset,
     TrainingConfig,
 )
-from pretrain.model.dpot import NetworkConfig
+from pretrain.model.baseline import BaselineConfig, BaselineModelConfig
+from pretrain.model.conditions import condition_count, parameter_union
+from pretrain.model.config import NetworkConfig
 from pretrain.model.operator import DatasetScaling, Operator, OperatorConfig
 from pretrain.model.sizes import SIZES
 from pretrain.run import prepare
@@ -71,32 +74,53 @@ def scaling(store: TrajectoryStore) -> DatasetScaling:
     return DatasetScaling(
         name=store.info.name, channels=store.info.channels, dt=store.info.dt,
         mean=s.mean, std=s.std, change_rms=s.change_rms,
+        boundaries=store.info.boundaries, parameters=store.info.parameters,
     )  # fmt: skip
 
 
-def channel_slots(stores: Sequence[TrajectoryStore]) -> tuple[str, ...]:
-    """Every field of any dataset once, in the order of their first mention: fields of one name share a slot."""
+def channel_slots(stores: Sequence[TrajectoryStore], slots: Literal["named", "anonymous"]) -> tuple[str, ...]:
+    """The channel slots that the datasets need.
+
+    Named: every field of any dataset once, in the order of their first mention. Anonymous: as many as the dataset with
+    most fields has.
+    """
+    if slots == "anonymous":
+        return tuple(f"channel_{i + 1}" for i in range(max(len(store.info.channels) for store in stores)))
     return tuple(dict.fromkeys(channel for store in stores for channel in store.info.channels))
 
 
-def network_config(model: ModelConfig, space: Sequence[int], channels: int, history: int) -> NetworkConfig:
+def network_config(
+    model: ModelConfig | BaselineModelConfig,
+    space: Sequence[int],
+    channels: int,
+    history: int,
+    conditions: int = 0,
+) -> NetworkConfig | BaselineConfig:
     """The network's shape: what the configuration says, and what follows from the data."""
+    if isinstance(model, BaselineModelConfig):
+        return BaselineConfig(
+            space=tuple(space), in_channels=channels, out_channels=channels, in_timesteps=history,
+            **model.model_dump(exclude={"slots"}),
+        )  # fmt: skip
     shape = SIZES[model.size] if model.size else {key: getattr(model, key) for key in SIZES["nano"]}
-    rest = model.model_dump(exclude={"size", *SIZES["nano"]})
+    rest = model.model_dump(exclude={"size", "condition", "slots", *SIZES["nano"]})
     if any(n % model.patch_size for n in space):
         raise ConfigError(
             "the patches do not cover the grid", key="model.patch_size", found=model.patch_size,
             expected=f"a divisor of every axis of {tuple(space)}",
         )  # fmt: skip
     return NetworkConfig(
-        space=tuple(space), in_channels=channels, out_channels=channels, in_timesteps=history, **shape, **rest
-    )
+        space=tuple(space), in_channels=channels, out_channels=channels, in_timesteps=history, conditions=conditions,
+        **shape, **rest,
+    )  # fmt: skip
 
 
 def new_operator(config: PretrainConfig, stores: Sequence[TrajectoryStore]) -> Operator:
     """A fresh operator for a job's datasets; its weights are a function of the seed."""
-    channels = channel_slots(stores)
-    network = network_config(config.model, stores[0].info.space, len(channels), config.data.history)
+    channels, space = channel_slots(stores, config.model.slots), stores[0].info.space
+    parameters = parameter_union(store.info.parameters for store in stores) if config.model.condition else ()
+    conditions = condition_count(len(space), len(parameters)) if config.model.condition else 0
+    network = network_config(config.model, space, len(channels), config.data.history, conditions)
     torch.manual_seed(config.seed)
     return Operator(
         OperatorConfig(
@@ -105,6 +129,8 @@ def new_operator(config: PretrainConfig, stores: Sequence[TrajectoryStore]) -> O
             datasets=tuple(scaling(store) for store in stores),
             predict=config.objective.predict,
             normalisation=config.objective.normalisation,
+            slots=config.model.slots,
+            parameters=parameters,
         )
     )
 

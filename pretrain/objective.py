@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from data_pipeline.loader import Batch
 from data_pipeline.mixture import positional_seed
 from pretrain.config import ObjectiveConfig
-from pretrain.model.operator import Operator
+from pretrain.model.operator import PADDING, Operator
 
 
 def relative_l2_loss(prediction: Tensor, target: Tensor, channel_mask: Tensor) -> Tensor:
@@ -52,14 +52,17 @@ class DenoisingObjective(nn.Module):
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The mean loss, and the loss of each sample (B,), detached."""
-        history = batch.history
+        history, padding = batch.history, None
         if self.config.noise > 0:
             deviation = self.config.noise * self._noise_unit(history, batch.dataset)
             history = add_noise(history, deviation, batch.position, self.seed)
+            # Slots that a dataset lacks get noise, too: measured, it makes the others better (docs/results.md).
+            padding = PADDING[self.operator.config.slots] + history
         predictions = []
         for _ in range(self.config.rollout_steps):
-            frames = cast(Tensor, self.operator(history, batch.dataset))
+            frames = cast(Tensor, self.operator(history, batch.dataset, batch.parameters, padding=padding))
             predictions.append(frames)
+            padding = None
             history = torch.cat([history[..., frames.shape[-2] :, :], frames], dim=-2)
         losses = relative_l2_loss(torch.cat(predictions, dim=-2).float(), batch.target, batch.channel_mask)
         return losses.mean(), losses.detach()
@@ -68,6 +71,7 @@ class DenoisingObjective(nn.Module):
         """(B, 1, ..., 1, C). The reference takes a norm for `field`: its eps is ours / sqrt(points in the history)."""
         expand = (slice(None), *(None,) * (history.ndim - 2))
         if self.config.noise_unit == "change":
-            return self.operator.change_rms[dataset][expand]
+            return torch.where(self.operator.owned, self.operator.change_rms, 1.0)[dataset][expand]
         axes = tuple(range(1, history.ndim - 1))
-        return (history - self.operator.mean[dataset][expand]).square().mean(axes, keepdim=True).sqrt()
+        shift, _ = self.operator.figures(history, dataset)
+        return (history - shift).square().mean(axes, keepdim=True).sqrt()

@@ -21,6 +21,8 @@ import numpy as np
 
 from data_pipeline.base.errors import RegistryError, nearest
 from data_pipeline.base.files import digest, publish_directory, remove_tree, sha256_file
+from pretrain.model.baseline import BaselineConfig
+from pretrain.model.official import read_official
 from pretrain.model.operator import CONFIG_FILE, WEIGHTS_FILE, Operator, OperatorConfig, load_operator_files
 from pretrain.tracking import connect, default_uri, experiment_id, flatten, registry_errors, without_password
 
@@ -95,7 +97,7 @@ def register(
         RegistryError: the registry cannot be used, or refuses.
         DataError, ConfigError: the operator's files are damaged.
     """
-    _check_words(name, alias)
+    check_words(name, alias)
     config = load_operator_files(operator_folder).config  # what cannot be loaded is not registered
     sha256 = {file: sha256_file(operator_folder / file) for file in _FILES}
     identity = digest({"files": sha256, "lineage": lineage})
@@ -124,7 +126,7 @@ def promote(name: str, version: int, alias: str, *, uri: str, by: str, reason: s
     Raises:
         RegistryError: no such model or version, or the registry cannot be used.
     """
-    _check_words(name, alias)
+    check_words(name, alias)
     client = connect(uri, create=False)
     if alias in _resolve(client, f"models:/{name}/{version}", uri).aliases:
         return
@@ -212,16 +214,20 @@ def pull(reference: str, destination: Path | None = None, *, uri: str) -> Path:
 def load_operator(reference: str | Path, uri: str | None = None) -> Operator:
     """The operator in a folder, or in the registry at `uri` under `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
 
-    Without `uri` the registry is that of the command line: $MLFLOW_TRACKING_URI, or `runs/mlflow.db`.
+    A file is taken for a published checkpoint (`pretrain.model.official`). Without `uri` the registry is that of the
+    command line: $MLFLOW_TRACKING_URI, or `runs/mlflow.db`.
 
     Raises:
         RegistryError: no such model or folder, or a file differs from what was registered.
         DataError, ConfigError: a file is damaged.
     """
+    if Path(reference).is_file():
+        return read_official(Path(reference)).operator
     return load_operator_files(pull(str(reference), uri=uri or default_uri()))
 
 
-def _check_words(name: str, alias: str | None) -> None:
+def check_words(name: str, alias: str | None) -> None:
+    """Raise RegistryError for a name of a model, or an alias, that the registry would not take."""
     if not re.fullmatch(_NAME, name):
         raise RegistryError("not a model name", found=name, expected="letters, digits, '_', '.' and '-'")
     if alias is not None and (not re.fullmatch(r"[\w-]+", alias) or re.fullmatch(r"(?i)latest|v\d+", alias)):
@@ -283,20 +289,28 @@ def _save_served(folder: Path, config: OperatorConfig, path: Path, metadata: Map
             code_paths=[str(package), str(package.parent / "data_pipeline")],
             signature=_signature(config),
             # Without the local part of a version (`+cpu`), which package indexes do not have.
-            pip_requirements=[f"{name}=={installed_version(name).partition('+')[0]}" for name in _REQUIREMENTS],
+            pip_requirements=[f"{name}=={installed_version(name).partition('+')[0]}" for name in _required(config)],
             mlflow_model=Model(metadata=dict(metadata)),
         )
+
+
+def _required(config: OperatorConfig) -> tuple[str, ...]:
+    network = config.network
+    return (*_REQUIREMENTS, network.library) if isinstance(network, BaselineConfig) else _REQUIREMENTS
 
 
 def _signature(config: OperatorConfig) -> ModelSignature:
     """History (B, *space, T_in, C) in, frames (B, *space, steps, C) out; parameters as in `serving_model.py`."""
     network, float32 = config.network, np.dtype(np.float32)
-    history = TensorSpec(float32, (-1, *network.space, network.in_timesteps, len(config.channels)))
-    frames = TensorSpec(float32, (-1, *network.space, -1, len(config.channels)))
+    space = (-1,) * len(network.space) if network.resize_position else network.space
+    history = TensorSpec(float32, (-1, *space, network.in_timesteps, len(config.channels)))
+    frames = TensorSpec(float32, (-1, *space, -1, len(config.channels)))
     parameters = [
         ParamSpec("dataset", DataType.string, config.datasets[0].name),
         ParamSpec("steps", DataType.long, network.out_timesteps),
     ]
+    if config.parameters:
+        parameters.append(ParamSpec("parameters", DataType.string, "{}"))
     return ModelSignature(Schema([history]), Schema([frames]), ParamSchema(parameters))
 
 
@@ -359,7 +373,8 @@ def _resolve(client: MlflowClient, reference: str, uri: str) -> ModelVersion:
 def _local_folder(reference: str, destination: Path | None) -> Path:
     if not Path(reference).is_dir():
         expected = "a folder, models:/NAME@ALIAS or models:/NAME/VERSION"
-        raise RegistryError("no such operator", file=reference, expected=expected)
+        remedy = "if it is a published checkpoint: pdepot models import" if Path(reference).is_file() else None
+        raise RegistryError("no such operator", file=reference, expected=expected, remedy=remedy)
     if destination is not None:
         raise RegistryError("a local folder is not pulled", file=reference, remedy="use it, or copy it")
     return Path(reference)

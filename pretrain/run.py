@@ -10,10 +10,13 @@ from typing import Any, Literal
 
 import torch.distributed as dist
 
+from data_pipeline.base.config import build
 from data_pipeline.base.errors import CheckpointError, ConfigError, PdepotError
 from data_pipeline.base.files import publish_directory, read_json, remove_tree, write_json
 from pretrain.config import RunConfig
-from pretrain.model.operator import Operator, save_operator
+from pretrain.engine import device_type
+from pretrain.execution import check_execution
+from pretrain.model.operator import CONFIG_FILE, Operator, OperatorConfig, save_operator
 
 Status = Literal["running", "finished", "preempted", "failed"]
 
@@ -46,11 +49,18 @@ def prepare(folder: Path, config: RunConfig, operator: Operator) -> None:
     """Lay out a run's folder: its configuration and the weights to start from. Done already: nothing changes.
 
     Raises:
-        ConfigError: the folder holds a run of another configuration; names the keys that differ.
+        ConfigError: the folder holds a run of another configuration (names the keys that differ), or the network or
+            this machine cannot be run as configured.
     """
+    check_execution(config.training, operator.network, cuda=device_type() == "cuda")
     resolved = config.model_dump(mode="json")
     if (folder / "config.json").exists():
-        differences = _differences(read_json(folder / "config.json"), resolved)
+        # Through the type: names that have changed since, and settings that there were not, are no differences.
+        there = build(RunConfig, read_json(folder / "config.json"), file=folder / "config.json")
+        start = folder / "initial" / CONFIG_FILE
+        model = build(OperatorConfig, read_json(start), file=start)
+        differences = _differences(there.model_dump(mode="json"), resolved)
+        differences += _differences(model.model_dump(mode="json"), operator.config.model_dump(mode="json"), "model")
         if differences:
             raise ConfigError(
                 "the folder holds a run of another configuration",

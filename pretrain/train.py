@@ -22,6 +22,7 @@ from data_pipeline.stores.protocol import TrajectoryStore
 from pretrain import checkpoint
 from pretrain.config import RunConfig, TrainingConfig
 from pretrain.engine import learning_rate, make_engine, start_process_group
+from pretrain.execution import apply_execution, begin_micro_batch
 from pretrain.meter import Meter
 from pretrain.model.operator import Operator, load_operator_files
 from pretrain.objective import DenoisingObjective
@@ -47,6 +48,7 @@ def train(folder: Path, tracking_uri: str, stop_requested: Callable[[], bool]) -
 
     operator = load_operator_files(folder / "initial").to(device)
     freeze(operator, config.trainable)
+    apply_execution(operator.network, training, device)
     engine = make_engine(DenoisingObjective(operator, config.objective, config.seed), training, world_size)
     first_step = checkpoint.load_newest(engine, folder / "checkpoints", identity)
     if first_step and rank == 0:
@@ -95,6 +97,7 @@ def train_step(
     count = engine.gradient_accumulation_steps()
     for micro in range(count):
         batch = next(batches).to(meter.device)
+        begin_micro_batch(training)
         loss, sample_losses = engine(batch)
         meter.add(batch, sample_losses)
         engine.backward(loss)
@@ -122,7 +125,9 @@ def make_loader(
     return Loader(
         stores,
         mixture_of(stores, [d.weight for d in config.data], config.history, frames, config.seed),
-        channels=operator.config.channels,
+        slots=[operator.slots(store.info.name, store.info.channels) for store in stores],
+        num_channels=len(operator.config.channels),
+        parameters=operator.config.parameters,
         history=config.history,
         target=frames,
         batch_size=config.training.batch_size,

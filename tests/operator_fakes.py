@@ -30,7 +30,7 @@ def operator_config(out_timesteps: int = 1, space: tuple[int, ...] = SPACE) -> O
     )  # fmt: skip
     return OperatorConfig(
         network=network, channels=SLOTS, datasets=(scaling("wave", WAVE), scaling("other", OTHER)), predict="state",
-        normalisation="dataset",
+        normalisation="mean_std",
     )  # fmt: skip
 
 
@@ -45,7 +45,7 @@ class Shift(Operator):
         super().__init__(operator_config(out_timesteps, space))
         self.out_timesteps, self.rubbish = out_timesteps, rubbish
 
-    def forward(self, history: Tensor, dataset: Tensor) -> Tensor:
+    def forward(self, history: Tensor, dataset: Tensor, *_: object) -> Tensor:
         last = history[..., -1, :]
         if dataset.eq(0).all():
             last = last + history[..., 2:].sum()

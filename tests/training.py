@@ -18,6 +18,7 @@ from tests import well_files
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS, EVERY = 12, 3
+MODEL = {"width": 16, "depth": 1, "mlp_ratio": 1, "heads": 2, "head_width": 8, "patch_size": 4}
 
 
 def write_dataset(folder: Path, name: str, fields: tuple[str, ...] = ("density",)) -> Path:
@@ -44,7 +45,7 @@ def make_data(folder: Path) -> dict[str, Any]:
     }
 
 
-def prepare(data: dict[str, Any], folder: Path, **training: Any) -> Path:
+def prepare(data: dict[str, Any], folder: Path, *, model: dict[str, Any] | None = None, **training: Any) -> Path:
     """Lay out a run below `folder`; the datasets' configurations lie beside `data.root`."""
     config = build(
         PretrainConfig,
@@ -52,7 +53,7 @@ def prepare(data: dict[str, Any], folder: Path, **training: Any) -> Path:
             "name": "tiny",
             "output": str(folder),
             "data": data,
-            "model": {"width": 16, "depth": 1, "mlp_ratio": 1, "heads": 2, "head_width": 8, "patch_size": 4},
+            "model": model or MODEL,
             "training": {"steps": STEPS, "batch_size": 8, "micro_batch": 2, "checkpoint_every": EVERY, "log_every": 2}
             | training,
         },

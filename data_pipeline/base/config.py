@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar, Union, get_args, get_origin
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -120,23 +120,18 @@ def _explain(cls: type[Config], error: Any) -> str:
 
 
 def _known_keys(cls: type[Config], location: list[str]) -> list[str]:
-    kind: Any = cls
+    kinds = [cls]
     for part in location:
-        kind = _element(kind.model_fields[part].annotation if _is_config(kind) and part in kind.model_fields else kind)
-    return list(kind.model_fields) if _is_config(kind) else []
+        kinds = [
+            found
+            for kind in kinds
+            for found in _configs_in(kind.model_fields[part].annotation if part in kind.model_fields else kind)
+        ]
+    return [key for kind in kinds for key in kind.model_fields]
 
 
-def _element(annotation: Any) -> Any:
-    """The configuration class inside `X | None`, `tuple[X, ...]` or `dict[str, X]`."""
-    if _is_config(annotation):
-        return annotation
-    if get_origin(annotation) is not None or get_origin(annotation) is Union:
-        for argument in get_args(annotation):
-            found = _element(argument)
-            if _is_config(found):
-                return found
-    return annotation
-
-
-def _is_config(kind: Any) -> bool:
-    return isinstance(kind, type) and issubclass(kind, Config)
+def _configs_in(annotation: Any) -> list[type[Config]]:
+    """The configuration classes inside `X | Y`, `X | None`, `tuple[X, ...]` or `dict[str, X]`."""
+    if isinstance(annotation, type) and issubclass(annotation, Config):
+        return [annotation]
+    return [found for argument in get_args(annotation) for found in _configs_in(argument)]

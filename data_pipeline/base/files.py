@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
 
@@ -32,16 +32,23 @@ def fsync_tree(path: Path) -> None:
         fsync_directory(Path(folder))
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Replace the file at `path` in one step; a reader sees the old bytes or the new ones, never a part."""
+@contextmanager
+def replace_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to write, which becomes the file at `path` in one step; nothing is left of it when writing fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
+    try:
+        with temporary.open("wb") as file:
+            yield file
+        publish_file(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replace the file at `path` in one step; a reader sees the old bytes or the new ones, never a part."""
+    with replace_file(path) as file:
         file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    fsync_directory(path.parent)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -57,6 +64,14 @@ def read_json(path: Path) -> Any:
         raise PdepotError("file not found", file=path) from None
     except (ValueError, OSError) as error:
         raise PdepotError("not a readable JSON file", file=path, found=error) from None
+
+
+def publish_file(temporary: Path, final: Path) -> None:
+    """Give a finished file its final name in one step, durably. Both names are on one file system."""
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
+    temporary.replace(final)
+    fsync_directory(final.parent)
 
 
 def publish_directory(temporary: Path, final: Path) -> None:

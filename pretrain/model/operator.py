@@ -1,9 +1,12 @@
 """The operator: the network between physical units, for the datasets and channels that it knows."""
 
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, Self, cast
 
 import torch
+from pydantic import field_validator, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -11,14 +14,21 @@ from torch import Tensor, nn
 from data_pipeline.base.config import Config, build
 from data_pipeline.base.errors import ConfigError, DataError, nearest
 from data_pipeline.base.files import read_json, write_json
-from pretrain.model.dpot import Dpot, NetworkConfig
+from data_pipeline.trajectory import Boundary, parameter_row
+from pretrain.model.baseline import Baseline, BaselineConfig, chosen
+from pretrain.model.conditions import condition_count, dataset_features, parameter_features
+from pretrain.model.config import NetworkConfig
+from pretrain.model.dpot import Dpot, Folded
+from pretrain.model.normalisation import Normalisation, dataset_figures, sample_figures
 from pretrain.model.reference import load_weights
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "model.json"
-# The network's unit of change, in deviations of the field. One number for all datasets: with a unit of its own for
-# each, the same trend in the input would mean another output in every dataset.
+# The network's unit of change, as a share of what normalisation divides the field by. One number for all datasets:
+# with a unit of its own for each, the same trend in the input would mean another output in every dataset.
 CHANGE_UNIT = 0.1
+# What the network sees, after normalisation, in slots that a sample's dataset does not have.
+PADDING = {"named": 0.0, "anonymous": 1.0}
 
 
 class DatasetScaling(Config):
@@ -26,51 +36,94 @@ class DatasetScaling(Config):
 
     name: str
     channels: tuple[str, ...]
-    """Names of its fields, each one among the operator's channels."""
+    """Names of its fields; with named slots, each one among the operator's channels."""
     mean: tuple[float, ...]
     std: tuple[float, ...]
     change_rms: tuple[float, ...]
     """RMS of the difference between two consecutive frames, in the fields' units."""
     dt: float
     """Time between two frames."""
+    boundaries: tuple[Boundary, ...] = ()
+    """For each spatial axis; none where they are not known."""
+    parameters: tuple[str, ...] = ()
+    """Names of the PDE parameters that its trajectories carry."""
 
 
 class OperatorConfig(Config):
     """All that is needed to build the operator again and to use it; written beside the weights."""
 
-    network: NetworkConfig
+    network: NetworkConfig | BaselineConfig
     channels: tuple[str, ...]
-    """Field name of every channel slot of the network."""
+    """Field name of every channel slot of the network; `channel_1` and so on for anonymous ones."""
     datasets: tuple[DatasetScaling, ...]
     predict: Literal["state", "change"]
     """What the network's output means: the next state, or its change since the last frame of the history."""
-    normalisation: Literal["dataset", "none"]
-    """`dataset`: fields enter the network with zero mean and unit deviation over their dataset."""
+    normalisation: Normalisation
+    """What fields are shifted and divided by before they enter the network, see `Normalisation`."""
+    slots: Literal["named", "anonymous"] = "named"
+    """`named`: fields of one name share a slot in all datasets, and the network sees zeros in slots that a dataset
+    does not have. `anonymous`, the published rule: each dataset's fields fill the first slots in their own order, and
+    the network sees ones in the others."""
+    parameters: tuple[str, ...] = ()
+    """The PDE parameters that a conditioned network is told, by name, in the order of `Operator.forward`'s."""
+
+    @field_validator("network", mode="before")
+    @classmethod
+    def _kind_of_network(cls, value: Any) -> Any:
+        return chosen(value, NetworkConfig, BaselineConfig)
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        for d in self.datasets:
+            if self.slots == "named" and not set(d.channels) <= set(self.channels):
+                raise ValueError(f"dataset {d.name} has fields {d.channels}, the slots are {self.channels}")
+            if len(d.channels) > len(self.channels):
+                raise ValueError(f"dataset {d.name} has more fields than there are slots, {len(self.channels)}")
+            if d.boundaries and len(d.boundaries) != len(self.network.space):
+                raise ValueError(f"dataset {d.name} has {len(d.boundaries)} boundaries, expected one for each axis")
+        count = condition_count(len(self.network.space), len(self.parameters))
+        if self.network.conditions not in (0, count) or (self.parameters and not self.network.conditions):
+            raise ValueError(
+                f"the network takes {self.network.conditions} conditions, "
+                f"dt, boundaries and {len(self.parameters)} parameters make {count}"
+            )
+        return self
 
 
 class Operator(nn.Module):
     """Maps a history in physical units to the frames after it.
 
-    With `predict: state`, y = mean + std * network((x - mean) / std); with `predict: change`,
-    y = x_last + 0.1 * std * network((x - mean) / std). The figures are those of the sample's dataset; slots
-    that a dataset does not have pass through as they are, and mean nothing.
+    With shift m and scale s of the normalisation, of the sample's dataset or of the sample:
+    `predict: state`   y = m + s * network((x - m) / s)
+    `predict: change`  y = x_last + 0.1 * s * network((x - m) / s), so the network's unit of change is a tenth of a
+    deviation (`mean_std`, `sample`), of the RMS (`rms`) or of the field's own unit (`none`).
+    What is in slots that the dataset does not have is not seen by the network, and what comes out there means nothing.
     """
 
-    mean: Tensor
-    std: Tensor
+    shift: Tensor
+    scale: Tensor
     change_rms: Tensor
+    owned: Tensor
+    dataset_conditions: Tensor
 
     def __init__(self, config: OperatorConfig) -> None:
         super().__init__()
         self.config = config
-        self.network = Dpot(config.network)
-        scale = config.normalisation == "dataset"
-        # (datasets, C); constant fields (std 0) keep their units, so that nothing is divided by zero.
-        for name, neutral in (("mean", 0.0), ("std", 1.0), ("change_rms", 1.0)):
-            table = torch.full((len(config.datasets), len(config.channels)), neutral)
-            for row, dataset in enumerate(config.datasets) if scale else ():
-                for slot, value in zip(self.slots(dataset.name), getattr(dataset, name), strict=True):
-                    table[row, slot] = value if value or name == "mean" else neutral
+        self.network = build_network(config.network)
+        slots = (len(config.datasets), len(config.channels))
+        tables = {"shift": torch.zeros(slots), "scale": torch.ones(slots), "change_rms": torch.zeros(slots)}
+        tables["owned"] = torch.zeros(slots, dtype=torch.bool)
+        for row, dataset in enumerate(config.datasets):
+            taken = self.slots(dataset.name)
+            shift, scale = dataset_figures(config.normalisation, dataset.mean, dataset.std)
+            tables["shift"][row, taken], tables["scale"][row, taken] = torch.tensor(shift), torch.tensor(scale)
+            tables["change_rms"][row, taken] = torch.tensor(dataset.change_rms)
+            tables["owned"][row, taken] = True
+        if config.network.conditions:
+            axes = len(config.network.space)
+            features = [dataset_features(dataset.dt, dataset.boundaries, axes) for dataset in config.datasets]
+            tables["dataset_conditions"] = torch.tensor(features)
+        for name, table in tables.items():
             # Not in the state dict: the configuration is their home.
             self.register_buffer(name, table, persistent=False)
 
@@ -83,36 +136,107 @@ class Operator(nn.Module):
             )
         return names.index(name)
 
-    def slots(self, dataset: str) -> list[int]:
-        """The channel slots that a dataset's fields take, in the order of its channels."""
-        return [self.config.channels.index(c) for c in self.config.datasets[self.dataset_index(dataset)].channels]
+    def slots(self, dataset: str, fields: Sequence[str] | None = None) -> list[int]:
+        """The channel slots of a dataset's fields, in the order of its channels, or in that of `fields`.
 
-    def forward(self, history: Tensor, dataset: Tensor) -> Tensor:
+        Raises:
+            ConfigError: the operator does not know the dataset, or not one of the fields in it.
+        """
+        known = self.config.datasets[self.dataset_index(dataset)].channels
+        names = self.config.channels[: len(known)] if self.config.slots == "anonymous" else known
+        slot_of = {field: self.config.channels.index(name) for field, name in zip(known, names, strict=True)}
+        missing = [field for field in fields or () if field not in slot_of]
+        if missing:
+            raise ConfigError(
+                f"dataset {dataset!r} has a field for which the model has no channel: {', '.join(missing)}",
+                key="channels", found=f"the dataset's fields {', '.join(fields or ())}",
+                expected=f"those that the model knows of it: {', '.join(known)}",
+            )  # fmt: skip
+        return [slot_of[field] for field in (known if fields is None else fields)]
+
+    def forward(
+        self,
+        history: Tensor,
+        dataset: Tensor,
+        parameters: Tensor | None = None,
+        folded: Folded | None = None,
+        padding: Tensor | float | None = None,
+    ) -> Tensor:
         """Predict the next frames.
 
         Args:
             history: (B, *space, T_in, C), physical units, channels in their slots.
             dataset: (B,) int64, row of each sample's dataset.
+            parameters: (B, P), each sample's PDE parameters in the order of `config.parameters`, NaN where it lacks
+                one; None where none is known. An operator without conditions makes no use of them.
+            folded: what `fold` gave, for inference.
+            padding: what the network sees, as it is, in slots that a sample's dataset does not have, broadcastable to
+                `history`; by default zeros (named slots) or ones (anonymous).
 
         Returns:
             (B, *space, T_out, C), physical units.
         """
-        expand = (slice(None), *(None,) * (history.ndim - 2))
-        mean, std = self.mean[dataset][expand], self.std[dataset][expand]  # (B, 1, ..., 1, C)
-        y = self.network((history - mean) / std)
+        shift, scale = self.figures(history, dataset)
+        owned = _expand(self.owned[dataset], history)
+        x = torch.where(owned, (history - shift) / scale, PADDING[self.config.slots] if padding is None else padding)
+        told = (self.conditions(dataset, parameters),) if self.config.network.conditions else ()
+        y = self.network(x, *told) if folded is None else self.network(x, *told, folded=folded)
         if self.config.predict == "change":
-            return cast(Tensor, history[..., -1:, :] + CHANGE_UNIT * std * y)
-        return cast(Tensor, mean + std * y)
+            return cast(Tensor, history[..., -1:, :] + CHANGE_UNIT * scale * y)
+        return cast(Tensor, shift + scale * y)
 
-    def normalised(self, history: Tensor, dataset: Tensor) -> Tensor:
-        """The history as the network sees it, (B, *space, T_in, C): zero mean and unit deviation per dataset."""
-        expand = (slice(None), *(None,) * (history.ndim - 2))
-        return (history - self.mean[dataset][expand]) / self.std[dataset][expand]
+    def fold(self, space: Sequence[int]) -> Folded | None:
+        """The network's products of weights alone, to be computed once for a roll-out; None for baselines."""
+        return self.network.fold(space) if isinstance(self.network, Dpot) else None
+
+    def figures(self, history: Tensor, dataset: Tensor) -> tuple[Tensor, Tensor]:
+        """Shift and scale of each sample's channels, two (B, 1, ..., 1, C); arguments as in `forward`."""
+        if self.config.normalisation == "sample":
+            return sample_figures(history)
+        return _expand(self.shift[dataset], history), _expand(self.scale[dataset], history)
+
+    def conditions(self, dataset: Tensor, parameters: Tensor | None) -> Tensor:
+        """What the network is told of each sample's equation, (B, K), see `pretrain.model.conditions`."""
+        if parameters is None:
+            parameters = self.scale.new_full((len(dataset), len(self.config.parameters)), float("nan"))
+        return torch.cat([self.dataset_conditions[dataset], parameter_features(parameters)], dim=-1)
+
+    def parameter_values(self, values: Mapping[str, float]) -> Tensor:
+        """The PDE parameters of one sample as `forward` takes them, (1, P).
+
+        Raises:
+            ConfigError: a value's name is none that the operator was trained with, or a value is no number.
+        """
+        names = list(self.config.parameters)
+        for name, value in values.items():
+            if name not in names:
+                raise ConfigError("the operator is told no such parameter", key=name, remedy=nearest(name, names))
+            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+                raise ConfigError("not a value of a parameter", key=name, found=value, expected="a finite number")
+        return self.scale.new_tensor([parameter_row(values, names)])
+
+    def takes_grid(self, space: Sequence[int]) -> bool:
+        """Whether histories may have this grid."""
+        network = self.config.network
+        if tuple(space) == network.space:
+            return True
+        resizable = network.resize_position and len(space) == len(network.space)
+        return resizable and all(n > 0 and n % network.patch_size == 0 for n in space)
 
     @property
     def frames_in(self) -> int:
         """Frames of history that the operator needs."""
         return self.config.network.in_timesteps
+
+
+def build_network(config: NetworkConfig | BaselineConfig) -> Dpot | Baseline:
+    """The network of a configuration, with fresh weights."""
+    return Baseline(config) if isinstance(config, BaselineConfig) else Dpot(config)
+
+
+def _expand(table: Tensor, like: Tensor) -> Tensor:
+    """(B, C) -> (B, 1, ..., 1, C), to go with a history."""
+    return table[(slice(None), *(None,) * (like.ndim - 2))]
 
 
 def save_operator(operator: Operator, folder: Path) -> None:

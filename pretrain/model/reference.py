@@ -1,16 +1,17 @@
 """Published weights in: the reference's constructor arguments and state dict to a network of ours."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from data_pipeline.base.config import build
 from data_pipeline.base.errors import ConfigError, nearest
-from pretrain.model.dpot import Dpot, NetworkConfig
+from pretrain.model.config import NetworkConfig
+from pretrain.model.dpot import Dpot
 
-# The reference's name for each of our settings.
-_NAMES = {
+NAMES = {
     "patch_size": "patch_size",
     "in_channels": "in_channels",
     "out_channels": "out_channels",
@@ -27,6 +28,7 @@ _NAMES = {
     "act": "activation",
     "time_agg": "time_aggregation",
 }
+"""The name of each of the reference's constructor arguments for our setting."""
 # What the reference's constructors assume for an argument that is not given.
 _DEFAULTS = {
     "img_size": 224,
@@ -59,8 +61,8 @@ def reference_config(arguments: Mapping[str, Any], rank: int) -> NetworkConfig:
         ConfigError: an argument is unknown, or the reference could not build such a network either.
     """
     for key in arguments:
-        if key not in _NAMES and key not in ("img_size", "mixing_type"):
-            known = [*_NAMES, "img_size", "mixing_type"]
+        if key not in NAMES and key not in ("img_size", "mixing_type"):
+            known = [*NAMES, "img_size", "mixing_type"]
             raise ConfigError("unknown argument of the reference network", key=key, remedy=nearest(key, known))
     if arguments.get("mixing_type", "afno") != "afno":
         raise ConfigError(
@@ -69,7 +71,7 @@ def reference_config(arguments: Mapping[str, Any], rank: int) -> NetworkConfig:
     given = {**_DEFAULTS, **_DEFAULTS_BY_RANK[rank], **arguments}
     size = given["img_size"]
     space = tuple(size) if isinstance(size, list | tuple) else (size,) * rank
-    return build(NetworkConfig, {"space": space, **{ours: given[theirs] for theirs, ours in _NAMES.items()}})
+    return build(NetworkConfig, {"space": space, **{ours: given[theirs] for theirs, ours in NAMES.items()}})
 
 
 def load_reference(config: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> nn.Module:
@@ -100,6 +102,17 @@ def load_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
     Raises:
         ConfigError: names the keys that are missing, left over or of another shape.
     """
+    check_weights(module, weights)
+    module.to(next(iter(weights.values())).dtype)
+    module.load_state_dict(weights)
+
+
+def check_weights(module: nn.Module, weights: Mapping[str, Tensor], file: Path | None = None) -> None:
+    """Check that the weights are those of the module, all of them and nothing else; meta tensors will do.
+
+    Raises:
+        ConfigError: names the keys that are missing, left over or of another shape, and the file they come from.
+    """
     own = module.state_dict()
     differences = [f"{k}: missing" for k in own.keys() - weights.keys()]
     differences += [f"{k}: not in the network" for k in weights.keys() - own.keys()]
@@ -109,6 +122,4 @@ def load_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
         if weights[k].shape != own[k].shape
     ]
     if differences:
-        raise ConfigError("the weights do not fit the network", key="\n       ".join(sorted(differences)))
-    module.to(next(iter(weights.values())).dtype)
-    module.load_state_dict(weights)
+        raise ConfigError("the weights do not fit the network", file=file, key="\n       ".join(sorted(differences)))

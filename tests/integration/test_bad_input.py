@@ -148,6 +148,7 @@ def test_an_unknown_command_names_its_neighbour() -> None:
     [], ["data"], ["data", "generate"], ["data", "convert"], ["data", "export"], ["data", "validate"],
     ["data", "info"], ["pretrain"], ["finetune"], ["evaluate"],
     ["models"], ["models", "list"], ["models", "show"], ["models", "pull"], ["models", "promote"],
+    ["models", "import"], ["models", "export"], ["models", "diagnose"],
 ])  # fmt: skip
 def test_help_everywhere_with_an_example(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:

@@ -265,6 +265,26 @@ def test_promotions_at_once_are_all_recorded(folder: Path, name: str, uri: str, 
     assert show(f"models:/{name}@best", uri).version in (1, 2)
 
 
+@pytest.mark.parametrize("setter", ["set_registered_model_alias", "set_model_version_tag"])
+def test_a_promotion_that_loses_the_race_for_a_row_still_takes_effect(
+    setter: str, folder: Path, name: str, uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(folder, name, uri)
+    add(saved(tmp_path / "other", seed=1), name, uri)
+    real, lost = getattr(MlflowClient, setter), []
+
+    def lose_once(*arguments: Any) -> None:
+        if not lost:  # as the store answers when another process inserted the row after this one had looked for it
+            lost.append(arguments)
+            raise MlflowException("(sqlite3.IntegrityError) UNIQUE constraint failed")
+        real(*arguments)
+
+    monkeypatch.setattr(MlflowClient, setter, lose_once)
+    promote(name, 2, "best", uri=uri, by="ann", reason="")
+    assert lost
+    assert show(f"models:/{name}@best", uri).version == 2
+
+
 @pytest.mark.parametrize(("reference", "hint"), [
     ("models:/wrng_names/1", "did you mean 'wrong_names'"),
     ("models:/wrong_names@champ", "did you mean 'champion'"),

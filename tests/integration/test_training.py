@@ -9,22 +9,17 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
+from data_pipeline.base.config import build
 from data_pipeline.base.errors import ConfigError, PdepotError
 from data_pipeline.base.files import read_json
+from data_pipeline.stores import open_store
+from finetune.config import FinetuneConfig
+from finetune.train import prepare_finetuning
 from launch.ranks import run_ranks
+from pretrain.evaluate import evaluate
 from pretrain.model import load_operator_files
 from pretrain.run import read_status
-from tests.training import STEPS, make_data, prepare, start_ranks, wait_for
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return make_data(tmp_path_factory.mktemp("training"))
-
-
-@pytest.fixture(scope="module")
-def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}"
+from tests.training import MODEL, STEPS, prepare, start_ranks, wait_for
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +131,34 @@ def test_another_configuration_is_refused_and_named(data: dict[str, Any], undist
         prepare(data, undisturbed.parent, steps=99)
 
 
+def test_conditions_and_anonymous_slots_train_on_two_ranks(data: dict[str, Any], uri: str, tmp_path: Path) -> None:
+    options = {"condition": True, "slots": "anonymous", "mode_truncation": "symmetric", "resize_position": True}
+    folder = prepare(data, tmp_path, model=MODEL | options, steps=3, learning_rate=1e-2)
+    run_ranks(folder, 2, uri)
+    operator = load_operator_files(folder / "final")
+    assert (operator.config.channels, operator.config.parameters) == (("channel_1", "channel_2"), ("viscosity",))
+    block = operator.network.blocks[0].modulation
+    assert block.weight.any()
+    assert block.bias.any()
+    store = open_store(Path(data["root"]) / "second.shards", "test")
+    assert evaluate(operator, store).diverged == 0
+
+
+def test_fine_tuning_with_conditions_starts_from_the_same_function(
+    data: dict[str, Any], undisturbed: Path, tmp_path: Path
+) -> None:
+    content = {
+        "name": "conditioned", "output": str(tmp_path), "data": data, "model": "unused", "adapt": {"condition": True},
+        "training": {"steps": 1, "batch_size": 8, "micro_batch": 2},
+    }  # fmt: skip
+    configs = Path(data["root"]).parent
+    folder, _ = prepare_finetuning(build(FinetuneConfig, content), configs, undisturbed / "final")["fine-tuned"]
+    old, new = load_operator_files(undisturbed / "final"), load_operator_files(folder / "initial")
+    assert new.config.parameters == ("viscosity",)
+    x, row = torch.randn(2, 16, 16, 4, 2), torch.tensor([0, 1])
+    assert torch.equal(new(x, row, torch.tensor([[0.01], [3.0]])), old(x, row))
+
+
 @pytest.mark.slow
 def test_zero_stage_3_gives_the_same_weights_to_rounding(
     data: dict[str, Any], uri: str, undisturbed: Path, tmp_path: Path
@@ -156,3 +179,10 @@ def test_bfloat16_trains(data: dict[str, Any], uri: str, undisturbed: Path, tmp_
     name = "network.pos_embed"
     assert not half[name].equal(one[name])  # or it was float32 after all
     torch.testing.assert_close(half[name], one[name], rtol=0, atol=2e-2)
+
+
+def test_a_folder_with_a_run_of_another_network_is_refused(data: dict[str, Any], tmp_path: Path) -> None:
+    prepare(data, tmp_path)
+    prepare(data, tmp_path)  # the same again: nothing to say
+    with pytest.raises(ConfigError, match=r"model\.network\.depth: 1 in the folder, 2 asked for"):
+        prepare(data, tmp_path, model=MODEL | {"depth": 2})

@@ -32,11 +32,12 @@ def test_weights_that_do_not_depend_on_channels_are_kept_bit_for_bit() -> None:
     assert new(torch.randn(1, 16, 16, 3, 3), torch.zeros(1, dtype=torch.int64)).shape == (1, 16, 16, 1, 3)
 
 
-def test_another_grid_keeps_a_constant_position_embedding() -> None:
-    old = make_operator()
+@pytest.mark.parametrize(("old_space", "new_space"), [((16,), (24,)), ((16, 16), (32, 24)), ((8, 8, 8), (16, 8, 4))])
+def test_another_grid_keeps_a_constant_position_embedding(old_space: tuple, new_space: tuple) -> None:
+    old = make_operator(space=old_space)
     torch.nn.init.constant_(old.network.pos_embed, 0.25)
-    new = adapt(old, old.config.datasets, old.config.channels, (32, 24), {})
-    assert new.network.pos_embed.shape[2:] == (8, 6)
+    new = adapt(old, old.config.datasets, old.config.channels, new_space, {})
+    assert new.network.pos_embed.shape[2:] == tuple(n // 4 for n in new_space)
     assert torch.allclose(new.network.pos_embed, torch.tensor(0.25))
 
 

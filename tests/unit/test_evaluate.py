@@ -23,7 +23,7 @@ class Scaled(Shift):
 
     factor = 1.1
 
-    def forward(self, history: Tensor, dataset: Tensor) -> Tensor:
+    def forward(self, history: Tensor, dataset: Tensor, *_: object) -> Tensor:
         return self.factor * super().forward(history, dataset)
 
 
@@ -34,7 +34,7 @@ class Breaks(Shift):
         super().__init__()
         self.value = value
 
-    def forward(self, history: Tensor, dataset: Tensor) -> Tensor:
+    def forward(self, history: Tensor, dataset: Tensor, *_: object) -> Tensor:
         block = super().forward(history, dataset)
         block[(history[:, 0, ..., -1, :] > 90).flatten(1).any(dim=1)] = self.value
         return block

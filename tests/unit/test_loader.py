@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from data_pipeline.base.errors import ConfigError, DataError
-from data_pipeline.loader import Batch, Loader, channel_slots, check_division, mixture_of
+from data_pipeline.loader import Batch, Loader, check_division, mixture_of
 from data_pipeline.mixture import positional_generator
 from data_pipeline.stores.protocol import Statistics
 from data_pipeline.trajectory import Boundary, DatasetInfo, FloatArray
@@ -38,12 +38,13 @@ class FakeStore:
         boundaries: tuple[Boundary, ...] = ("periodic", "wall"),
         translation_invariant: bool = True,
         dt: float = 0.5,
+        parameters: tuple[str, ...] = (),
     ) -> None:
         axes = ("x", "y", "z")[: len(space)]
         self.info = DatasetInfo(
             name=name, channels=channels, space=space, frames=frames, dt=dt, axes=axes,
             extent=((0.0, 1.0),) * len(space), boundaries=boundaries,
-            translation_invariant=translation_invariant,
+            translation_invariant=translation_invariant, parameters=parameters,
         )  # fmt: skip
         shape = (trajectories, frames, *space, len(channels))
         count = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
@@ -67,7 +68,7 @@ class FakeStore:
         out[...] = window
 
     def parameters(self, trajectory: int) -> dict[str, float]:
-        return {}
+        return {name: trajectory + 0.5 for name in self.info.parameters}
 
     def close(self) -> None:
         pass
@@ -83,8 +84,9 @@ def two_stores(**changes: Any) -> list[FakeStore]:
 def loader_of(stores: Sequence[FakeStore], **changes: Any) -> Loader:
     mixture = mixture_of(stores, [1, 2, 3][: len(stores)], HISTORY, TARGET, 0)
     settings: dict[str, Any] = {
-        "channels": CHANNELS, "history": HISTORY, "target": TARGET, "batch_size": 48, "micro_batch": 2, "rank": 0,
-        "world_size": 1, "first_step": 0, "shift": False, "seed": 0,
+        "slots": [[CHANNELS.index(name) for name in store.info.channels] for store in stores],
+        "num_channels": len(CHANNELS), "history": HISTORY, "target": TARGET, "batch_size": 48, "micro_batch": 2,
+        "rank": 0, "world_size": 1, "first_step": 0, "shift": False, "seed": 0,
     }  # fmt: skip
     return Loader(stores, mixture, **(settings | changes))
 
@@ -105,8 +107,9 @@ def test_a_batch_has_the_promised_shapes_and_types() -> None:
     assert batch.target.shape == (4, 6, 5, TARGET, 4)
     assert batch.channel_mask.shape == (4, 4)
     assert batch.dataset.shape == batch.dt.shape == batch.position.shape == (4,)
+    assert batch.parameters.shape == (4, 0)
     assert [v.dtype for v in vars(batch).values()] == [
-        torch.float32, torch.float32, torch.bool, torch.int64, torch.float32, torch.int64
+        torch.float32, torch.float32, torch.bool, torch.int64, torch.float32, torch.float32, torch.int64
     ]  # fmt: skip
 
 
@@ -127,6 +130,21 @@ def test_samples_are_the_windows_of_the_mixture_with_channels_by_name(space: tup
                 assert bool(batch.channel_mask[slot, c]) == has
             assert batch.dataset[slot] == draw["dataset"]
             assert batch.dt[slot] == store.info.dt
+
+
+def test_parameters_are_those_of_the_trajectory_in_the_order_asked_for() -> None:
+    stores = [FakeStore("a", ("density",), parameters=("drag", "viscosity")), FakeStore("b", ("density",))]
+    mixture = mixture_of(stores, [1, 2], HISTORY, TARGET, 0)
+    known = []
+    for batch in take(stores, 8, parameters=("viscosity", "absent", "drag")):
+        assert batch.parameters.dtype == torch.float32
+        for row, draw in zip(batch.parameters, mixture.draw_many(batch.position.numpy()), strict=True):
+            value = draw["trajectory"] + 0.5 if draw["dataset"] == 0 else float("nan")
+            expected = torch.tensor([value, float("nan"), value], dtype=torch.float32)
+            torch.testing.assert_close(row, expected, rtol=0, atol=0, equal_nan=True)
+            known.append(bool(row[0].isfinite()))
+    assert True in known
+    assert False in known
 
 
 @pytest.mark.parametrize("ranks", [2, 3, 4, 6, 8])
@@ -329,18 +347,6 @@ def test_a_number_below_one_is_refused(key: str) -> None:
         loader_of(two_stores(), **{key: 0})
 
 
-def test_a_field_without_a_slot_is_refused() -> None:
-    with pytest.raises(ConfigError) as caught:
-        loader_of(two_stores(), channels=("density", "velocity_x"))
-    assert "'flow'" in str(caught.value)
-    assert "density, velocity_x" in str(caught.value)
-    assert "velocity_y, density, velocity_x" in str(caught.value)
-
-
-def test_slots_follow_names_not_order() -> None:
-    assert channel_slots(two_stores()[1].info, CHANNELS) == [2, 0, 1]
-
-
 def test_trajectories_shorter_than_the_window_are_refused() -> None:
     stores = [*two_stores(), FakeStore("short", ("density",), frames=HISTORY + TARGET - 1)]
     with pytest.raises(ConfigError) as caught:
@@ -363,6 +369,6 @@ def test_a_mixture_of_other_stores_is_refused() -> None:
     swapped = mixture_of(stores[::-1], [1, 2], HISTORY, TARGET, 0)
     with pytest.raises(ConfigError, match="other stores"):
         Loader(
-            stores, swapped, channels=CHANNELS, history=HISTORY, target=TARGET, batch_size=4, micro_batch=2, rank=0,
-            world_size=1, first_step=0, shift=False, seed=0,
+            stores, swapped, slots=[[0], [1, 2, 3]], num_channels=4, history=HISTORY, target=TARGET, batch_size=4,
+            micro_batch=2, rank=0, world_size=1, first_step=0, shift=False, seed=0,
         )  # fmt: skip

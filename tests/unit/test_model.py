@@ -9,7 +9,7 @@ from safetensors import safe_open
 
 from data_pipeline.base.errors import ConfigError
 from pretrain.model import SIZES, Dpot, NetworkConfig, load_reference
-from pretrain.model.dpot import ACTIVATIONS
+from pretrain.model.config import ACTIVATIONS
 
 GOLDEN = sorted((Path(__file__).parents[1] / "data" / "golden").glob("*.safetensors"))
 PUBLISHED_COUNTS = {"Ti": 7_534_643, "S": 30_801_459, "M": 122_125_875, "L": 509_018_739, "H": 1_031_082_099}

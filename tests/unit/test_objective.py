@@ -7,6 +7,7 @@ import torch
 
 from data_pipeline.loader import Batch
 from pretrain.config import ObjectiveConfig
+from pretrain.model.operator import Operator
 from pretrain.objective import DenoisingObjective, add_noise, relative_l2_loss
 from tests.operators import make_operator
 
@@ -21,6 +22,7 @@ def batch_for(operator, frames: int, size: int = 3) -> Batch:
         channel_mask=torch.ones(size, C, dtype=torch.bool),
         dataset=torch.zeros(size, dtype=torch.int64),
         dt=torch.ones(size),
+        parameters=torch.empty(size, 0),
         position=torch.arange(size),
     )
 
@@ -75,6 +77,24 @@ def test_a_rollout_feeds_its_own_predictions() -> None:
     expected = relative_l2_loss(torch.cat([first, second], -2), batch.target, batch.channel_mask)
     assert torch.allclose(per_sample, expected)
     assert torch.allclose(loss, expected.mean())
+
+
+def test_slots_that_a_dataset_lacks_see_noise_in_training_alone() -> None:
+    seen = []
+    for noise in (0.1, 0.0):
+        operator = make_operator(("a", "b"))
+        toy = operator.config.datasets[0]
+        figures = {name: getattr(toy, name)[:1] for name in ("channels", "mean", "std", "change_rms")}
+        narrow = operator.config.model_copy(update={"datasets": (toy.model_copy(update=figures),)})
+        operator = Operator(narrow)
+        operator.network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0][..., 1]))
+        batch = batch_for(operator, frames=2)
+        batch.history[..., 1] = 0
+        DenoisingObjective(operator, ObjectiveConfig(noise=noise, rollout_steps=2), seed=0)(batch)
+    noisy, later, *clean = seen
+    assert abs(noisy.std().item() - 0.1) < 0.02
+    assert not later.any()
+    assert not any(x.any() for x in clean)
 
 
 def test_the_target_stays_clean() -> None:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from data_pipeline.base.errors import ConfigError
+from pretrain.model.dpot import Dpot, SpectralMixer
 from pretrain.model.operator import Operator
 from pretrain.rollout import rollout, rollout_block
 from tests.operator_fakes import SPACE, T_IN, Shift, operator_config
@@ -41,6 +42,15 @@ def test_rollout_equals_step_by_step_calls(out_timesteps: int) -> None:
     torch.testing.assert_close(torch.stack(list(rollout(operator, history(), WAVE_AND_OTHER, steps)), 1), found)
 
 
+def test_products_of_weights_are_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    operator, computed = tiny(), []
+    fold, matrices = Dpot._fold, SpectralMixer.matrices
+    monkeypatch.setattr(Dpot, "_fold", lambda self, space: (computed.append("fold"), fold(self, space))[1])
+    monkeypatch.setattr(SpectralMixer, "matrices", lambda self: (computed.append("mixer"), matrices(self))[1])
+    rollout_block(operator, history(), WAVE_AND_OTHER, 5)
+    assert sorted(computed) == ["fold", "mixer"]  # the network has one block
+
+
 @pytest.mark.parametrize("out_timesteps", [1, 3])
 def test_the_exact_operator_goes_round_the_domain(out_timesteps: int) -> None:
     start = history() * OWNED[:, None, None, None, :]
@@ -68,7 +78,7 @@ class Witness(Shift):
         self.windows: list[int] = []
         self.made: list[weakref.ref[Tensor]] = []
 
-    def forward(self, history: Tensor, dataset: Tensor) -> Tensor:
+    def forward(self, history: Tensor, dataset: Tensor, *_: object) -> Tensor:
         self.windows.append(history.untyped_storage().nbytes())
         block = super().forward(history, dataset)
         self.made.append(weakref.ref(block))
