@@ -9,7 +9,7 @@ import os
 import re
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -138,8 +138,20 @@ def promote(name: str, version: int, alias: str, *, uri: str, by: str, reason: s
         # The record first: no alias moves without a trace. One tag for each, so that two promotions at once keep both.
         client.set_registered_model_tag(name, f"{_PROMOTION}{now:%Y%m%dT%H%M%S.%fZ}.{alias}", json.dumps(entry))
         for key, value in tags.items():
-            client.set_model_version_tag(name, str(version), key, value)
-        client.set_registered_model_alias(name, alias, str(version))
+            _set(client.set_model_version_tag, name, str(version), key, value)
+        _set(client.set_registered_model_alias, name, alias, str(version))
+
+
+def _set(call: Callable[..., None], *arguments: str) -> None:
+    """Set an alias or a tag, and once more if that fails.
+
+    MLflow looks for the row and then inserts or updates it. Of two that insert at once one fails, whatever the
+    server; it finds the other's row at the second attempt.
+    """
+    try:
+        call(*arguments)
+    except MlflowException:
+        call(*arguments)
 
 
 def promotions(name: str, uri: str) -> list[dict[str, str]]:
