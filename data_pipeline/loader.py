@@ -4,49 +4,29 @@ A step is `batch_size / micro_batch` canonical micro-batches, numbered g = 0, 1,
 ... So the samples of a step, and the micro-batches they stand in, are the same for every number of ranks.
 """
 
+import os
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, fields
 from types import TracebackType
 from typing import NamedTuple, Self
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from data_pipeline.base.errors import ConfigError
-from data_pipeline.mixture import Draw, Mixture, MixtureEntry, positional_generator
-from data_pipeline.stores.protocol import TrajectoryStore, read_window
-from data_pipeline.trajectory import DatasetInfo, FloatArray, parameter_row
+from data_pipeline.batch import Batch, Buffers
+from data_pipeline.mixture import Draw, Mixture
+from data_pipeline.segments import MixtureDataset, Segment
+from data_pipeline.stores.protocol import TrajectoryStore
+from data_pipeline.trajectory import DatasetInfo, parameter_row
+from data_pipeline.window_reader import WindowReader
 
+_PLANNED = 32  # micro-batches that are drawn together: most of what a draw costs is cost of a call
 
-@dataclass(frozen=True)
-class Batch:
-    """A micro-batch of B windows of one spatial shape.
-
-    Attributes:
-        history: float32 (B, *space, T_in, C), the frames that the model sees; 0 where a dataset lacks a channel.
-        target: float32 (B, *space, T_out, C), the frames that follow.
-        channel_mask: bool (B, C), true where the sample's dataset has the channel.
-        dataset: int64 (B,), number of the dataset in the mixture.
-        dt: float32 (B,), time between two frames, in the units of the sample's equation.
-        parameters: float32 (B, P), the PDE parameters that were asked for, NaN where a trajectory lacks one.
-        position: int64 (B,), number of the sample in the mixture; keys all that is random about it.
-    """
-
-    history: Tensor
-    target: Tensor
-    channel_mask: Tensor
-    dataset: Tensor
-    dt: Tensor
-    parameters: Tensor
-    position: Tensor
-
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
-        """The batch on another device; `non_blocking` overlaps the copy when the batch is in pinned memory."""
-        moved = {f.name: getattr(self, f.name).to(device, non_blocking=non_blocking) for f in fields(self)}
-        return Batch(**moved)
+__all__ = ["Batch", "Loader", "check_division", "check_windows", "mixture_dataset", "mixture_of"]
 
 
 class _Pending(NamedTuple):
@@ -57,19 +37,19 @@ class _Pending(NamedTuple):
 class Loader:
     """The micro-batches of one rank in the order (step, g), without end. Use as a context manager, or call `close`.
 
-    Threads read `look_ahead` micro-batches ahead. Every micro-batch gets tensors of its own (pinned ones come from
-    torch's cache of pinned memory), so one that is still in use is never overwritten. A sample that cannot be read
-    raises the reader's error in `next`, now and at every further call: no rank skips a sample by itself.
+    Each micro-batch has one spatial shape; the next one may have another. Threads read `look_ahead` micro-batches
+    ahead, straight into the batch where a dataset's fields fill all slots in order. A batch that is still in use is
+    never overwritten (`Buffers`). A sample that cannot be read raises the reader's error in `next`, now and at every
+    further call: no rank skips a sample by itself. A process that was forked goes on with threads of its own.
 
     Args:
-        stores: (D,), the training split of each dataset; they stay open when the loader closes.
-        mixture: the schedule, with one entry a store, in their order (`mixture_of`).
+        stores: (D,), the training split of each dataset of the mixture; they stay open when the loader closes. None
+            for a dataset that is not drawn any more.
+        mixture: the schedule.
         slots: (D,), the model's channel slots that the fields of each dataset fill, in the order of its channels.
         num_channels: channel slots of the model.
         history: frames T_in that the model sees.
         target: frames T_out that follow.
-        batch_size: samples in a step, over all ranks.
-        micro_batch: samples in a batch.
         rank: this process, 0 .. world_size.
         world_size: number of processes.
         first_step: the step to start from.
@@ -82,21 +62,18 @@ class Loader:
         pin_memory: put batches in pinned memory; needs CUDA.
 
     Raises:
-        ConfigError: the batch does not divide, the stores differ in shape or are too short, or the mixture describes
-            other stores.
+        ConfigError: the batch does not divide, trajectories are too short, or the mixture describes other stores.
     """
 
     def __init__(
         self,
-        stores: Sequence[TrajectoryStore],
+        stores: Sequence[TrajectoryStore | None],
         mixture: Mixture,
         *,
         slots: Sequence[Sequence[int]],
         num_channels: int,
         history: int,
         target: int,
-        batch_size: int,
-        micro_batch: int,
         rank: int,
         world_size: int,
         first_step: int,
@@ -108,34 +85,44 @@ class Loader:
         pin_memory: bool = False,
     ) -> None:
         _check_at_least_one(history=history, target=target, threads=threads, look_ahead=look_ahead)
-        check_division(batch_size, micro_batch, world_size)
-        check_windows([store.info for store in stores], history, target)
+        check_division(mixture.batch_size, mixture.micro_batch, world_size)
+        opened = [store for store in stores if store is not None]
+        check_windows([store.info for store in opened], history, target)
         _check_mixture(stores, mixture, history + target)
         assert 0 <= rank < world_size
         assert first_step >= 0
-        self._stores, self._mixture = stores, mixture
-        assert [len(taken) for taken in slots] == [len(store.info.channels) for store in stores]
-        self._slots, self._parameters = [list(taken) for taken in slots], parameters
+        self._mixture, self._parameters = mixture, parameters
+        self._readers = [
+            None if store is None else WindowReader(store, taken, num_channels, seed if shift else None)
+            for store, taken in zip(stores, slots, strict=True)
+        ]
         self._channel_masks = torch.zeros(len(stores), num_channels, dtype=torch.bool)
-        for mask, taken in zip(self._channel_masks, self._slots, strict=True):
-            mask[taken] = True
-        self._dts = torch.tensor([store.info.dt for store in stores], dtype=torch.float32)
-        self._shape = (micro_batch, *stores[0].info.space)
-        self._history, self._target = history, target
-        self._batch_size, self._micro_batch = batch_size, micro_batch
+        for mask, taken in zip(self._channel_masks, slots, strict=True):
+            mask[list(taken)] = True
+        self._dts = torch.tensor([0.0 if store is None else store.info.dt for store in stores], dtype=torch.float32)
+        self._masked = any(store.info.masked for store in opened)
+        self._frames, self._frames_in = history + target, history
         self._rank, self._world_size = rank, world_size
-        self._shift_seed = seed if shift else None
-        self._look_ahead, self._pin_memory = look_ahead, pin_memory
         # This rank's micro-batches are counted through all steps.
-        self._next = first_step * (batch_size // micro_batch // world_size)
+        self._next = first_step * (mixture.batch_size // mixture.micro_batch // world_size)
+        self._plan: tuple[int, NDArray[np.int64], NDArray[np.void]] | None = None
+        self._threads, self._look_ahead = threads, look_ahead
+        self._buffers = Buffers(look_ahead + 2, pin_memory)
+        self._start_threads()
+
+    def _start_threads(self) -> None:
+        self._process = os.getpid()
         self._pending: deque[_Pending] = deque()
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="pdepot-loader")
+        self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="pdepot-loader")
 
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> Batch:
         """The next micro-batch. Raises whatever a reader raised (DataError for a damaged sample)."""
+        if os.getpid() != self._process:  # threads do not survive a fork, nor do the reads that they had begun
+            self._next -= len(self._pending)
+            self._start_threads()
         self._read_ahead()
         batch, reads = self._pending[0]
         for read in reads:
@@ -147,50 +134,57 @@ class Loader:
 
     def _read_ahead(self) -> None:
         while len(self._pending) < self._look_ahead:
-            self._pending.append(self._start_reading(self._positions(self._next)))
+            self._pending.append(self._start_reading(*self._planned(self._next)))
             self._next += 1
 
-    def _positions(self, number: int) -> torch.Tensor:
-        """Samples (B,) in this rank's micro-batch number `number`, counted through all steps."""
-        step, mine = divmod(number, self._batch_size // self._micro_batch // self._world_size)
-        g = self._rank + mine * self._world_size
-        return step * self._batch_size + g * self._micro_batch + torch.arange(self._micro_batch)
+    def _planned(self, number: int) -> tuple[Tensor, list[Draw]]:
+        """Samples (B,) in this rank's micro-batch number `number`, counted through all steps, and their windows."""
+        block, row = divmod(number, _PLANNED)
+        if self._plan is None or self._plan[0] != block:
+            size = self._mixture.micro_batch
+            numbers = np.arange(block * _PLANNED, (block + 1) * _PLANNED)
+            step, mine = np.divmod(numbers, self._mixture.batch_size // size // self._world_size)
+            g = self._rank + mine * self._world_size
+            positions = (step * self._mixture.batch_size + g * size)[:, None] + np.arange(size)
+            self._plan = block, positions, self._mixture.draw_many(positions.ravel()).reshape(positions.shape)
+        _, positions, draws = self._plan
+        return torch.from_numpy(positions[row].copy()), [Draw(*one) for one in draws[row].tolist()]
 
-    def _start_reading(self, position: Tensor) -> _Pending:
-        draws = [Draw(*row) for row in self._mixture.draw_many(position.numpy()).tolist()]
+    def _start_reading(self, position: Tensor, draws: Sequence[Draw]) -> _Pending:
         batch = self._allocate(position, draws)
-        history, target = batch.history.numpy(), batch.target.numpy()
+        window = batch.window.numpy()
+        masks = None if batch.point_mask is None else batch.point_mask.numpy()
         reads = [
-            self._pool.submit(self._read, draw, int(k), history[slot], target[slot])
-            for slot, (draw, k) in enumerate(zip(draws, position, strict=True))
+            self._pool.submit(
+                self._reader(draw).read, draw, int(k), window[row], None if masks is None else masks[row]
+            )
+            for row, (draw, k) in enumerate(zip(draws, position, strict=True))
         ]
         return _Pending(batch, reads)
 
     def _allocate(self, position: Tensor, draws: Sequence[Draw]) -> Batch:
-        """A batch that lacks nothing but its fields."""
-        num_channels, dataset = self._channel_masks.shape[1], torch.tensor([draw.dataset for draw in draws])
-        rows = [self._stores[draw.dataset].parameters(draw.trajectory) for draw in draws] if self._parameters else []
+        """A batch that lacks nothing but its fields and masks."""
+        stores = [self._reader(draw).store for draw in draws]
+        space, dataset = stores[0].info.space, torch.tensor([draw.dataset for draw in draws])
+        shape = (len(draws), self._frames, *space, self._channel_masks.shape[1])
+        pairs = zip(stores, draws, strict=True)
+        rows = [store.parameters(draw.trajectory) for store, draw in pairs] if self._parameters else []
         parameters = torch.tensor([parameter_row(row, self._parameters) for row in rows], dtype=torch.float32)
         return Batch(
-            history=torch.empty(*self._shape, self._history, num_channels, pin_memory=self._pin_memory),
-            target=torch.empty(*self._shape, self._target, num_channels, pin_memory=self._pin_memory),
+            window=self._buffers.take(shape),
+            frames_in=self._frames_in,
             channel_mask=self._channel_masks[dataset],
             dataset=dataset,
             dt=self._dts[dataset],
             parameters=parameters.reshape(len(draws), len(self._parameters)),
             position=position,
+            point_mask=torch.empty(len(draws), *space, dtype=torch.bool) if self._masked else None,
         )
 
-    def _read(self, draw: Draw, position: int, history: FloatArray, target: FloatArray) -> None:
-        """Fill one sample's `history` (*space, T_in, C) and `target` (*space, T_out, C)."""
-        store, slots = self._stores[draw.dataset], self._slots[draw.dataset]
-        window = read_window(store, draw.trajectory, draw.start, self._history + self._target)
-        if self._shift_seed is not None and store.info.translation_invariant:
-            window = _shifted(window, store.info, positional_generator(self._shift_seed, position, "shift"))
-        missing = np.setdiff1d(np.arange(history.shape[-1]), slots)
-        for out, part in ((history, window[: self._history]), (target, window[self._history :])):
-            out[..., missing] = 0
-            out[..., slots] = np.moveaxis(part, 0, -2)
+    def _reader(self, draw: Draw) -> WindowReader:
+        reader = self._readers[draw.dataset]
+        assert reader is not None, f"{self._mixture.datasets[draw.dataset].name} is drawn, but its store was not given"
+        return reader
 
     def close(self) -> None:
         """End the reader threads; reads that have begun are finished first."""
@@ -205,19 +199,30 @@ class Loader:
 
 
 def mixture_of(
-    stores: Sequence[TrajectoryStore], weights: Sequence[int], history: int, target: int, seed: int
+    stores: Sequence[TrajectoryStore],
+    weights: Sequence[int],
+    history: int,
+    target: int,
+    seed: int,
+    *,
+    batch_size: int,
+    micro_batch: int,
+    quarantine: Mapping[str, tuple[int, ...]] | None = None,
 ) -> Mixture:
-    """The mixture of all windows of `history + target` frames in the stores.
+    """The mixture of all windows of `history + target` frames in the stores, the same at all steps.
 
     Raises:
-        ConfigError: a trajectory is shorter than the window, the shapes differ, or a weight or a name cannot be used.
+        ConfigError: a trajectory is shorter than the window, or a weight, a name or the quarantine cannot be used.
     """
     check_windows([store.info for store in stores], history, target)
-    entries = [
-        MixtureEntry(store.info.name, weight, len(store), store.info.frames - (history + target) + 1)
-        for store, weight in zip(stores, weights, strict=True)
-    ]
-    return Mixture(tuple(entries), seed)
+    datasets = tuple(mixture_dataset(store, history + target) for store in stores)
+    named = {dataset.name: weight for dataset, weight in zip(datasets, weights, strict=True)}
+    return Mixture(datasets, (Segment(0, named, quarantine or {}),), seed, batch_size, micro_batch)
+
+
+def mixture_dataset(store: TrajectoryStore, frames: int) -> MixtureDataset:
+    """A store as its mixture sees it: windows of so many frames."""
+    return MixtureDataset(store.info.name, len(store), store.info.frames - frames + 1, store.info.space)
 
 
 def check_division(batch_size: int, micro_batch: int, ranks: int) -> None:
@@ -249,16 +254,7 @@ def _nearest_divisors(number: int, wanted: int) -> str:
 
 
 def check_windows(infos: Sequence[DatasetInfo], history: int, target: int) -> None:
-    """Raise ConfigError unless all datasets have one spatial shape and trajectories as long as the window."""
-    shapes = {info.space for info in infos}
-    if len(shapes) > 1:
-        raise ConfigError(
-            "the datasets of a mixture differ in their grids",
-            key="data",
-            found=", ".join(f"{info.name} {'x'.join(map(str, info.space))}" for info in infos),
-            expected="one grid for all",
-            remedy="generate or convert them at one resolution, or train on the datasets of one grid only",
-        )
+    """Raise ConfigError unless all datasets have trajectories as long as the window."""
     for info in infos:
         if info.frames < history + target:
             raise ConfigError(
@@ -270,13 +266,13 @@ def check_windows(infos: Sequence[DatasetInfo], history: int, target: int) -> No
             )
 
 
-def _check_mixture(stores: Sequence[TrajectoryStore], mixture: Mixture, frames: int) -> None:
-    in_stores = [(store.info.name, len(store), store.info.frames - frames + 1) for store in stores]
-    in_mixture = [(entry.name, entry.trajectories, entry.windows_per_trajectory) for entry in mixture.entries]
-    if in_stores != in_mixture:
+def _check_mixture(stores: Sequence[TrajectoryStore | None], mixture: Mixture, frames: int) -> None:
+    in_stores = [None if store is None else mixture_dataset(store, frames) for store in stores]
+    pairs = list(zip(in_stores, mixture.datasets, strict=False))
+    if len(in_stores) != len(mixture.datasets) or any(a is not None and a != b for a, b in pairs):
         raise ConfigError(
-            "the mixture describes other stores (name, trajectories, windows in each)",
-            found=in_mixture,
+            "the mixture describes other stores",
+            found=mixture.datasets,
             expected=in_stores,
             remedy="make it with mixture_of, from the same stores, history and target",
         )
@@ -286,10 +282,3 @@ def _check_at_least_one(**numbers: int) -> None:
     for key, number in numbers.items():
         if number < 1:
             raise ConfigError("a number is too small", key=key, found=number, expected="1 or more")
-
-
-def _shifted(window: FloatArray, info: DatasetInfo, generator: np.random.Generator) -> FloatArray:
-    """The window (n, *space, C) rolled along its periodic axes, by one random offset for all frames and fields."""
-    offsets = generator.integers(info.space)
-    axes = [axis for axis, boundary in enumerate(info.boundaries) if boundary == "periodic"]
-    return np.roll(window, [int(offsets[axis]) for axis in axes], [axis + 1 for axis in axes])

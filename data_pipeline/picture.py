@@ -1,5 +1,6 @@
-"""A picture of one trajectory: a row for each channel, a column for each of a few frames."""
+"""A picture of one trajectory: a row for each channel, a column for each of a few frames, and what does not change."""
 
+from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -9,39 +10,70 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from data_pipeline.base.files import write_bytes
-from data_pipeline.trajectory import DatasetInfo, FloatArray
+from data_pipeline.trajectory import BoolArray, DatasetInfo, FloatArray, grid
 
 _COLUMNS = 6
 
 
-def draw_trajectory(fields: FloatArray, info: DatasetInfo, path: Path) -> None:
-    """Write a PNG of a trajectory.
+def drawn_frames(frames: int) -> list[int]:
+    """Numbers of the frames that a picture of a trajectory shows."""
+    numbers: list[int] = np.unique(np.linspace(0, frames - 1, _COLUMNS).round().astype(int)).tolist()
+    return numbers
+
+
+def draw_trajectory(
+    fields: FloatArray,
+    numbers: Sequence[int],
+    info: DatasetInfo,
+    path: Path,
+    *,
+    static: FloatArray | None = None,
+    mask: BoolArray | None = None,
+) -> None:
+    """Write a PNG of a trajectory: a row for each channel, a column for each frame, then the static fields.
 
     Curves in 1D, images in 2D, in 3D images of the middle slice along the last axis. The colours of a row are the same
-    in all frames; a channel with both signs gets a scale that is symmetric about zero.
+    in all frames; a channel with both signs gets a scale that is symmetric about zero. Points outside of the domain
+    are grey.
 
     Args:
-        fields: float32 (T, *space, C).
+        fields: float32 (n, *space, C), some frames.
+        numbers: (n,), which ones, `drawn_frames`.
         info: names of the channels and axes, extent and time step.
         path: the PNG file.
+        static: float32 (*space, S), or None.
+        mask: bool (*space), or None.
     """
-    frames = np.unique(np.linspace(0, len(fields) - 1, _COLUMNS).round().astype(int))
-    shown = fields if len(info.space) < 3 else fields[:, :, :, info.space[2] // 2]
-    rows = len(info.channels)
-    figure = Figure(figsize=(2.4 * len(frames) + 1.5, 2.4 * rows + 0.6), layout="constrained")
-    panels = figure.subplots(rows, len(frames), squeeze=False)
-    for row, channel in enumerate(info.channels):
-        values = shown[frames][..., row]
+    channels = np.moveaxis(_visible(fields, info, mask), -1, 0)
+    unknown = np.isnan(info.dt)
+    captions = [f"frame {number}" if unknown else f"t = {number * info.dt:.4g}" for number in numbers]
+    rows = [(name, captions, values) for name, values in zip(info.channels, channels, strict=True)]
+    if static is not None:
+        fixed = np.moveaxis(_visible(static[None], info, mask), -1, 0)
+        rows += [(name, ["static"], values) for name, values in zip(info.static_channels, fixed, strict=True)]
+    figure = Figure(figsize=(2.4 * len(numbers) + 1.5, 2.4 * len(rows) + 0.6), layout="constrained")
+    panels = figure.subplots(len(rows), len(numbers), squeeze=False)
+    for number, (line, (name, captions, values)) in enumerate(zip(panels, rows, strict=True)):
         low, high = _limits(values)
-        for panel, frame, picture in zip(panels[row], frames, values, strict=True):
+        for panel in line[len(captions) :]:
+            panel.set_axis_off()
+        for panel, caption, picture in zip(line, captions, values, strict=False):
             image = _draw_frame(panel, picture, info, low, high)
-            panel.set_title(f"{channel}, t = {frame * info.dt:.4g}", fontsize=8)
+            panel.set_title(f"{name}, {caption}", fontsize=8)
+            # Axes are the same in all panels: they are labelled below the last field and at the left.
+            _label(panel, info, below=number >= len(info.channels) - 1, left=panel is line[0])
         if image is not None:
-            figure.colorbar(image, ax=list(panels[row]), shrink=0.9)
+            figure.colorbar(image, ax=list(line), shrink=0.9)
     figure.suptitle(_title(info))
     buffer = BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     write_bytes(path, buffer.getvalue())
+
+
+def _visible(fields: FloatArray, info: DatasetInfo, mask: BoolArray | None) -> FloatArray:
+    """(n, *space, C) to what is drawn of it, (n, X[, Y], C): NaN outside of the domain, the middle slice in 3D."""
+    shown = fields if mask is None else np.where(mask[..., None], fields, np.float32(np.nan))
+    return shown if len(info.space) < 3 else shown[:, :, :, info.space[2] // 2]
 
 
 def _title(info: DatasetInfo) -> str:
@@ -61,14 +93,12 @@ def _limits(values: NDArray[np.float32]) -> tuple[float, float]:
 
 def _draw_frame(panel: Any, values: NDArray[np.float32], info: DatasetInfo, low: float, high: float) -> Any:
     """Draw one frame; the image, for the colour bar, or None for a curve."""
-    panel.tick_params(labelsize=6)
-    panel.set_xlabel(info.axes[0], fontsize=7)
     if values.ndim == 1:
-        panel.plot(np.linspace(*info.extent[0], len(values), endpoint=info.boundaries[0] != "periodic"), values, lw=1)
+        panel.plot(grid(info)[0], values, lw=1)
         margin = 0.05 * (high - low)
         panel.set_ylim(low - margin, high + margin)
         return None
-    panel.set_ylabel(info.axes[1], fontsize=7)
+    panel.set_facecolor("0.6")  # shows through where there are no values
     colours = "RdBu_r" if low == -high else "viridis"
     (left, right), (bottom, top) = (_span(ends) for ends in info.extent[:2])
     ratio = (right - left) / (top - bottom)
@@ -82,6 +112,14 @@ def _draw_frame(panel: Any, values: NDArray[np.float32], info: DatasetInfo, low:
         vmax=high,
         cmap=colours,
     )
+
+
+def _label(panel: Any, info: DatasetInfo, *, below: bool, left: bool) -> None:
+    panel.tick_params(labelsize=6, labelbottom=below, labelleft=left)
+    if below:
+        panel.set_xlabel(info.axes[0], fontsize=7)
+    if left and len(info.axes) > 1:
+        panel.set_ylabel(info.axes[1], fontsize=7)
 
 
 def _span(ends: tuple[float, float]) -> tuple[float, float]:

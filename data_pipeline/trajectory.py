@@ -11,6 +11,7 @@ from data_pipeline.base.config import Config
 
 Boundary = Literal["periodic", "wall", "open"]
 FloatArray = NDArray[np.float32]
+BoolArray = NDArray[np.bool_]
 
 
 class DatasetInfo(Config):
@@ -25,12 +26,15 @@ class DatasetInfo(Config):
     space: tuple[int, ...]
     """Grid points along each axis."""
     frames: int
-    """Frames in each trajectory."""
+    """Frames in each trajectory; 1 for a steady problem, whose solution is the one frame."""
     dt: float
-    """Time between two frames, in the units of the equation."""
+    """Time between two frames, in the units of the equation; 0 for a steady problem."""
     axes: tuple[str, ...]
     extent: tuple[tuple[float, float], ...]
     """Lower and upper end of the domain along each axis."""
+    coordinates: tuple[tuple[float, ...], ...] = ()
+    """Position of every grid point along each axis; empty where the points are evenly spaced in the usual way, which
+    `grid` gives."""
     boundaries: tuple[Boundary, ...]
     translation_invariant: bool = False
     """The equation is the same everywhere (no forcing or coefficients that depend on place), so that along periodic
@@ -38,7 +42,9 @@ class DatasetInfo(Config):
     parameters: tuple[str, ...] = ()
     """Names of the PDE parameters that each trajectory carries."""
     static_channels: tuple[str, ...] = ()
-    """Names of the fields that do not change in time."""
+    """Names of the fields that do not change in time: coefficients, forcing, the input of a steady problem."""
+    masked: bool = False
+    """Each trajectory says which points belong to the domain; obstacles and the like do not."""
     equation: str = ""
     source: str = ""
     """Where the data come from: a solver with its scheme, or the files and their publisher."""
@@ -54,6 +60,7 @@ class Trajectory:
         times: float64 (T,), strictly increasing.
         parameters: value of each PDE parameter of this trajectory.
         static: float32 (*space, S), fields that do not change in time, or None.
+        mask: bool (*space), true at the points that belong to the domain, or None where all do.
         provenance: where it came from (file and index, or solver and sample number).
     """
 
@@ -61,7 +68,23 @@ class Trajectory:
     times: NDArray[np.float64]
     parameters: Mapping[str, float] = field(default_factory=dict)
     static: FloatArray | None = None
+    mask: BoolArray | None = None
     provenance: Mapping[str, str | int | float] = field(default_factory=dict)
+
+
+def grid(info: DatasetInfo) -> tuple[NDArray[np.float64], ...]:
+    """Position of the grid points along each axis, (n,) each.
+
+    Where a dataset does not say, points are evenly spaced: from the lower end on along periodic axes, whose upper end
+    is the lower one again; in the middle of cells along others.
+    """
+    if info.coordinates:
+        return tuple(np.asarray(axis, np.float64) for axis in info.coordinates)
+    shift = [0.0 if boundary == "periodic" else 0.5 for boundary in info.boundaries]
+    return tuple(
+        low + (up - low) * (np.arange(n) + s) / n
+        for (low, up), n, s in zip(info.extent, info.space, shift, strict=True)
+    )
 
 
 def parameter_row(parameters: Mapping[str, float], names: Sequence[str]) -> list[float]:

@@ -3,6 +3,7 @@
 import logging
 import os
 import secrets
+import socket
 import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,9 +11,11 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, TypeVar
 
-from data_pipeline.base.errors import DataError, PdepotError
+from data_pipeline.base.errors import PdepotError
+from data_pipeline.base.files import disk_error
 
 _RETRIES = 3
+_CONNECT_SECONDS = 10.0
 _OBJECT_STORE_BYTES = 100 * 2**20  # paths go in and receipts come out, so the smallest store is ample
 
 _KEPT: ContextVar[bool] = ContextVar("kept", default=False)
@@ -26,9 +29,15 @@ def ray_session(address: str | None = None) -> Iterator[None]:
     """Ray for the time of the block: the session that is there already, the cluster at `address`, or a local one.
 
     Only a session that was started here is shut down. A local one listens on the loopback device alone.
+
+    Raises:
+        PdepotError: nothing answers at `address`; a local session does not come up.
     """
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if address is not None and _has_token():
+        # `ray start` asks for the token where there is one; a driver presents it only if told to, before the import.
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
     import ray
 
     if ray.is_initialized():
@@ -66,19 +75,62 @@ def _start(address: str | None) -> None:
         "runtime_env": {"env_vars": {"PYTHONPATH": search}},
     }
     if address is not None:
-        ray.init(address=address, **common)
-    else:
-        # Ray guards a local session with a token, and writes one to the home folder when it is given none.
-        # A token of our own keeps other users of the machine out and the home folder as it was.
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-        ray.init(
-            address="local",
-            num_cpus=os.cpu_count(),
-            object_store_memory=_OBJECT_STORE_BYTES,
-            include_dashboard=False,
-            _node_ip_address="127.0.0.1",
-            **common,
-        )
+        _check_answers(address)
+        try:
+            ray.init(address=address, **common)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise _no_cluster(address, error) from error
+        return
+    # Ray guards a local session with a token, and writes one to the home folder when it is given none.
+    # A token of our own keeps other users of the machine out and the home folder as it was.
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    for last in (False, True):
+        try:
+            ray.init(
+                address="local",
+                num_cpus=os.cpu_count(),
+                object_store_memory=_OBJECT_STORE_BYTES,
+                include_dashboard=False,
+                _node_ip_address="127.0.0.1",
+                **common,
+            )
+        except Exception as error:  # a node that does not come up in time raises no class of its own
+            ray.shutdown()
+            if last:
+                raise PdepotError(
+                    "Ray could not be started on this machine, and again at a second try",
+                    found=str(error).strip().partition("\n")[0],
+                    remedy="most often the machine is too busy or out of memory: run the same command again later",
+                ) from error
+        else:
+            return
+
+
+def _has_token() -> bool:
+    named = any(name in os.environ for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
+    return named or (Path.home() / ".ray/auth_token").exists()
+
+
+def _check_answers(address: str) -> None:
+    """Raise PdepotError where nobody listens at HOST:PORT: Ray itself would try for minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdigit():  # "auto", say
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise _no_cluster(address, error) from error
+
+
+def _no_cluster(address: str, error: Exception) -> PdepotError:
+    return PdepotError(
+        "no Ray cluster answers at this address",
+        key="--ray-address",
+        found=f"{address}: {str(error).strip().partition(chr(10))[0]}",
+        expected="HOST:PORT of a running `ray start --head --port=PORT`, of the same Ray version",
+        remedy="check it with `ray status --address HOST:PORT`, and RAY_AUTH_TOKEN if it has a token; or leave it out "
+        "to use this machine alone",
+    )
 
 
 def run_tasks(
@@ -140,12 +192,7 @@ def _result(reference: Any) -> Any:
         if isinstance(error.cause, PdepotError):
             raise error.cause from None
         if isinstance(error.cause, OSError):
-            raise DataError(
-                "a task could not read or write a file",
-                file=error.cause.filename,
-                found=error.cause.strerror or error.cause,
-                remedy="mend this and run the same command again: what is finished is kept",
-            ) from error
+            raise disk_error(error.cause) from error
         raise
     except RayError as error:
         raise PdepotError(

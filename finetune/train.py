@@ -13,6 +13,7 @@ from finetune.adapt import adapt, from_scratch
 from finetune.config import FinetuneConfig
 from pretrain.config import RunConfig
 from pretrain.job import channel_slots, check_batch, open_training_data, run_config, scaling
+from pretrain.model.grids import check_grids, network_grid
 from pretrain.model.operator import WEIGHTS_FILE, Operator, load_operator_files
 from pretrain.run import prepare
 
@@ -36,12 +37,13 @@ def prepare_finetuning(config: FinetuneConfig, folder: Path, pretrained: Path) -
     operator = load_operator_files(pretrained)
     _check_agreement(config, operator)
     stores = open_training_data(config, folder)
+    space = _grid(operator, stores)
     torch.manual_seed(config.seed)
     adapted = adapt(
         operator,
-        [scaling(store) for store in stores],
+        [scaling(store, space) for store in stores],
         _channels(operator, stores),
-        stores[0].info.space,
+        space,
         config.adapt.channels,
         condition=config.adapt.condition,
     )
@@ -55,7 +57,7 @@ def prepare_finetuning(config: FinetuneConfig, folder: Path, pretrained: Path) -
         )
         run = run_config(config, f"{config.name}-{kind}", stores, **origin)
         path = Path(config.output) / kind
-        prepare(path, run, initial)
+        prepare(path, run, initial, config.data.cache)
         prepared[kind] = (path, run)
     return prepared
 
@@ -65,6 +67,14 @@ def _channels(pretrained: Operator, stores: Sequence[TrajectoryStore]) -> tuple[
     needed = channel_slots(stores, pretrained.config.slots)
     anonymous, there = pretrained.config.slots == "anonymous", pretrained.config.channels
     return there if anonymous and len(there) >= len(needed) else needed
+
+
+def _grid(pretrained: Operator, stores: Sequence[TrajectoryStore]) -> tuple[int, ...]:
+    """The new grid of the network, which keeps its number of axes."""
+    network, infos = pretrained.config.network, [store.info for store in stores]
+    axes, patch = len(network.space), network.patch_size
+    check_grids(infos, patch, axes, resizable=network.resize_position)
+    return network_grid([info.space for info in infos], patch, axes)
 
 
 def _check_agreement(config: FinetuneConfig, pretrained: Operator) -> None:

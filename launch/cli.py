@@ -1,13 +1,16 @@
 """The command line `pdepot`. Every command is a thin call of a function that Python users call too."""
 
 import argparse
+import re
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 from data_pipeline.base.config import apply_overrides, build, load, parse_overrides
 from data_pipeline.base.errors import ConfigError, nearest
+from data_pipeline.base.remote import as_location
 from data_pipeline.config import DatasetConfig, ExportConfig
 from launch.messages import exit_code
 
@@ -36,7 +39,14 @@ _Commands: TypeAlias = "argparse._SubParsersAction[_Parser]"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; a user's error is one clear message and exit code 1."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    # argparse takes all key=value settings before the first option; here they may also follow it.
+    settings = [word for word in rest if "=" in word and word[0] != "-" and hasattr(options, "overrides")]
+    if len(settings) < len(rest):
+        parser.error(f"unrecognized arguments: {' '.join(word for word in rest if word not in settings)}")
+    if settings:
+        options.overrides = [*options.overrides, *settings]
     handler: Handler = options.handler
     return exit_code(lambda: handler(options))
 
@@ -81,37 +91,51 @@ def _add_data_commands(commands: _Commands) -> None:
     _add_place(add)
 
     add = _add(commands, "convert", _convert, "read a published dataset into a Zarr store",
-               "data convert ../datasets/turbulence_gravity_cooling --root data")  # fmt: skip
-    add.add_argument("source", type=Path, help="configuration of the dataset, or a folder in The Well's layout")
-    add.add_argument("--name", help="the dataset's name, when the source is a folder; its last part if not given")
+               "data convert 2D_diff-react_NA_NA.h5 --name diff_react convert.splits={test: 0.1}")  # fmt: skip
+    add.add_argument("source", type=Path, help="configuration of the dataset, or its files in a published layout")
+    add.add_argument("--name", help="the dataset's name, when the source is a path; the path's last part if not given")
     _add_overrides(add)
     _add_place(add)
 
     add = _add(commands, "export", _export, "export a Zarr store as WebDataset shards with an offset index",
                "data export data/navier_stokes_2d.zarr dtype=float16")  # fmt: skip
-    add.add_argument("store", type=Path, help="a Zarr store made by generate or convert")
-    add.add_argument("--root", type=Path, help="folder that gets NAME.shards (default: the store's own)")
+    add.add_argument("store", type=as_location, help="a Zarr store made by generate or convert, or its URL")
+    add.add_argument("--root", type=as_location,
+                     help="folder or URL that gets NAME.shards or NAME (default: the store's own)")  # fmt: skip
+    add.add_argument("--format", choices=["shards", "the_well"], default="shards",
+                     help="shards: WebDataset tars for training; the_well: HDF5 in The Well's layout")  # fmt: skip
     _add_overrides(add)
+    _add_ray_address(add)
 
     add = _add(commands, "validate", _validate, "say what a dataset is, and what is wrong with it",
                "data validate data/navier_stokes_2d.shards")  # fmt: skip
-    add.add_argument("path", type=Path, help="a store, shards, or files in a published layout")
+    add.add_argument("path", type=as_location,
+                     help="a store, shards (or their URL), files in a published layout, a configuration")  # fmt: skip
 
     add = _add(commands, "info", _info, "summarise a dataset and draw one trajectory",
                "data info data/navier_stokes_2d.zarr --picture ns.png")  # fmt: skip
-    add.add_argument("path", type=Path, help="a store, shards, or files in a published layout")
+    add.add_argument("path", type=as_location,
+                     help="a store, shards (or their URL), files in a published layout, a configuration")  # fmt: skip
     add.add_argument("--picture", type=Path, help="draw one trajectory into this PNG file")
 
 
 def _add_place(parser: _Parser) -> None:
-    parser.add_argument("--root", type=Path, default=Path("data"), help="folder of the stores (default: data)")
-    parser.add_argument("--ray-address", help="an existing Ray cluster; a local one is started if not given")
+    parser.add_argument("--root", type=as_location, default=Path("data"),
+                        help="folder of the stores, or its URL, s3://bucket/prefix (default: data)")  # fmt: skip
+    _add_ray_address(parser)
+
+
+def _add_ray_address(parser: _Parser) -> None:
+    parser.add_argument("--ray-address", metavar="HOST:PORT", help="an existing Ray cluster, whose nodes reach the "
+                        "same files (default: a local session, for the time of the command)")  # fmt: skip
 
 
 def _add_training_commands(commands: _Commands) -> None:
     add = _add(commands, "pretrain", _pretrain, "train an operator on a mixture of datasets, evaluate and register it",
                "pretrain configs/pretrain/turbulence.yaml training.steps=100")  # fmt: skip
     add.add_argument("config", type=Path, help="a pretraining configuration; its datasets must have been built")
+    add.add_argument("--new-segment", action="store_true", help="let a run that has begun go on from its last "
+                     "checkpoint with other datasets, weights or quarantine")  # fmt: skip
     _add_overrides(add)
 
     add = _add(commands, "finetune", _finetune, "adapt a registered operator to a new dataset",
@@ -122,7 +146,8 @@ def _add_training_commands(commands: _Commands) -> None:
     add = _add(commands, "evaluate", _evaluate, "roll an operator out on held-out trajectories",
                "evaluate models:/pdepot-demo@champion data/navier_stokes_2d.shards")  # fmt: skip
     add.add_argument("model", help="models:/NAME@ALIAS, models:/NAME/VERSION, or a folder with an operator")
-    add.add_argument("data", type=Path, nargs="+", help="stores or shards of datasets that the operator knows")
+    add.add_argument("data", type=as_location, nargs="+",
+                     help="stores or shards of datasets that the operator knows, or their URLs")  # fmt: skip
     add.add_argument("--split", default="test", choices=["train", "valid", "test"])
     add.add_argument("--limit", type=int, help="at most so many trajectories of each dataset")
     add.add_argument("--report", type=Path, help="write figures and pictures into this HTML file")
@@ -194,9 +219,9 @@ def _generate(options: argparse.Namespace) -> int:
 def _convert(options: argparse.Namespace) -> int:
     from data_pipeline.build import build_store
 
-    if options.source.is_dir():
-        name = options.name or options.source.resolve().name.lower().replace(".", "_").replace(" ", "_")
-        content = {"name": name, "convert": {"layout": "the_well", "path": str(options.source)}}
+    if options.source.suffix not in (".yaml", ".yml"):
+        name = options.name or re.sub(r"[^a-z0-9_-]", "_", options.source.resolve().stem.lower())
+        content = {"name": name, "convert": {"path": str(options.source)}}
         config = build(
             DatasetConfig, apply_overrides(content, parse_overrides(options.overrides)), file=options.source
         )
@@ -212,9 +237,24 @@ def _convert(options: argparse.Namespace) -> int:
 def _export(options: argparse.Namespace) -> int:
     from data_pipeline.export import export_shards
 
+    if options.format == "the_well":
+        from data_pipeline.well_export import export_well
+
+        if options.overrides:
+            raise ConfigError("settings are for shards", found=" ".join(options.overrides), remedy="leave them out")
+        root = options.root or _parent(options.store)
+        if isinstance(root, str):
+            raise ConfigError("The Well's layout is written to a folder", key="--root", found=root)
+        print(export_well(options.store, root))
+        return 0
     config = build(ExportConfig, parse_overrides(options.overrides))
-    print(export_shards(options.store, options.root or options.store.parent, config))
+    root = options.root or _parent(options.store)
+    print(export_shards(options.store, root, config, ray_address=options.ray_address))
     return 0
+
+
+def _parent(location: Path | str) -> Path | str:
+    return location.parent if isinstance(location, Path) else location.rstrip("/").rpartition("/")[0]
 
 
 def _validate(options: argparse.Namespace) -> int:
@@ -236,7 +276,8 @@ def _pretrain(options: argparse.Namespace) -> int:
     from launch.jobs import pretrain_job
     from pretrain.config import PretrainConfig
 
-    return _run_job(load(PretrainConfig, options.config, options.overrides), options.config.parent, pretrain_job)
+    job = partial(pretrain_job, new_segment=options.new_segment)
+    return _run_job(load(PretrainConfig, options.config, options.overrides), options.config.parent, job)
 
 
 def _finetune(options: argparse.Namespace) -> int:

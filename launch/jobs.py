@@ -33,15 +33,16 @@ class Outcome:
     """Model name -> `models:/` reference of the version in the registry."""
 
 
-def pretrain_job(config: PretrainConfig, folder: Path, uri: str) -> Outcome:
+def pretrain_job(config: PretrainConfig, folder: Path, uri: str, *, new_segment: bool = False) -> Outcome:
     """Train, evaluate and register; whatever an earlier start has finished is kept.
 
     Args:
         config: the job.
         folder: that of the job's configuration file.
         uri: MLflow's tracking URI.
+        new_segment: let a run that is there go on from its last checkpoint with the job's data.
     """
-    path, run = prepare_pretraining(config, folder)
+    path, run = prepare_pretraining(config, folder, new_segment=new_segment)
     datasets = config.data.load_datasets(folder)
     origin = lineage(path, run)  # before the training: the code that trains is the code on record
     run_ranks(path, number_of_ranks(config.training), uri)
@@ -79,10 +80,9 @@ def evaluate_run(
     """Roll the run's operator out on the held-out trajectories of every dataset."""
     operator = load_operator_files(finished_operator(path)).to(device_type())
     evaluations = []
-    for store in open_stores(data, datasets, config.split):
-        evaluations.append(
-            evaluate(operator, store, batch_size=config.batch_size, device=device_type(), limit=config.limit)
-        )
+    settings: dict[str, Any] = {"batch_size": config.batch_size, "device": device_type(), "limit": config.limit}
+    for store, dataset in zip(open_stores(data, datasets, config.split), datasets, strict=True):
+        evaluations.append(evaluate(operator, store, score=dataset.score, **settings))
         store.close()
     write_json(path / "evaluation.json", [e.model_dump(mode="json") for e in evaluations])
     return evaluations

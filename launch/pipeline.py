@@ -11,6 +11,7 @@ from pathlib import Path
 from data_pipeline.base.config import load
 from data_pipeline.base.errors import ConfigError
 from data_pipeline.base.files import exclusive
+from data_pipeline.base.remote import as_location
 from data_pipeline.config import DatasetConfig
 from finetune.config import FinetuneConfig
 from launch.datasets import make_datasets
@@ -46,7 +47,7 @@ def run(config_path: Path, overrides: Sequence[str]) -> int:
     with exclusive(Path(config.output) / ".lock", wait=True, what=f"the job in {config.output}"):
         outcomes: list[Outcome] = []
         _say(f"data: stores and shards in {config.data.root}/")
-        make_datasets(_all_datasets(config, folder, finetuning), Path(config.data.root))
+        make_datasets(_all_datasets(config, folder, finetuning), as_location(config.data.root))
         _say(f"pretrain, evaluate, register: {config.name}")
         outcomes.append(pretrain_job(config, folder, uri))
         if finetuning is not None:
@@ -67,9 +68,10 @@ def load_finetuning(config: PretrainConfig, folder: Path) -> tuple[FinetuneConfi
             "fine-tuning pulls the model from the registry, but it is not registered",
             key="registry", expected="a name, for example registry.name=pdepot-demo",
         )  # fmt: skip
-    # The data folder, the output and the model are those of the pretraining job, wherever it was told to go.
+    # Data, cache, output and model are those of the pretraining job, wherever it was told to go.
     overrides = [
         f"data.root={config.data.root}",
+        f"data.cache={config.data.cache.model_dump_json()}",
         f"output={Path(config.output) / 'finetune'}",
         f"model=models:/{config.registry.name}@{config.registry.alias}",
     ]

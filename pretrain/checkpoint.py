@@ -10,7 +10,7 @@ No rank raises alone: a failure on one is an error on all, so that no collective
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,12 +21,12 @@ from data_pipeline.base.errors import CheckpointError, PdepotError
 from data_pipeline.base.files import publish_directory, read_json, remove_tree, sha256_file, write_json
 
 _STATE = "state"  # DeepSpeed's tag inside the folder
-_VERSION = 1
+_VERSION = 2
 _NAME = re.compile(r"step-(\d{8})")
 T = TypeVar("T")
 
 
-def save(engine: Any, folder: Path, step: int, identity: str, keep: int) -> None:
+def save(engine: Any, folder: Path, step: int, identity: str, schedule: str, keep: int) -> None:
     """Write a checkpoint of `step` finished steps and drop all but the newest `keep`. Collective.
 
     Args:
@@ -34,6 +34,7 @@ def save(engine: Any, folder: Path, step: int, identity: str, keep: int) -> None
         folder: holds the run's checkpoints.
         step: number of steps done.
         identity: digest of the run's configuration; a checkpoint is only ever loaded by the same run.
+        schedule: digest of what the run draws its samples from; with the step, it is all there is to the data's state.
         keep: number of checkpoints that stay.
 
     Raises:
@@ -57,6 +58,7 @@ def save(engine: Any, folder: Path, step: int, identity: str, keep: int) -> None
             "version": _VERSION,
             "step": step,
             "identity": identity,
+            "schedule": schedule,
             "world_size": dist.get_world_size(),
             "zero_stage": engine.zero_optimization_stage(),
             "files": files,
@@ -73,11 +75,18 @@ def save(engine: Any, folder: Path, step: int, identity: str, keep: int) -> None
     _together(lambda: publish(merged), "publish", folder, only_first=True)
 
 
-def load_newest(engine: Any, folder: Path, identity: str) -> int:
+def load_newest(engine: Any, folder: Path, identity: str, schedules: Callable[[int], Collection[str]]) -> int:
     """Load the newest checkpoint that is whole, and return its number of finished steps; 0 if there is none.
 
+    Args:
+        engine: the DeepSpeed engine.
+        folder: holds the run's checkpoints.
+        identity: as it was saved.
+        schedules: the digests that the schedule can have had after so many steps.
+
     Raises:
-        CheckpointError: a checkpoint belongs to another configuration, world size or ZeRO stage; on all ranks.
+        CheckpointError: a checkpoint belongs to another configuration, schedule, world size or ZeRO stage; on all
+            ranks.
     """
     rejected: set[str] = set()
     while True:
@@ -92,6 +101,12 @@ def load_newest(engine: Any, folder: Path, identity: str) -> int:
         rejected.add(found)
     manifest = read_json(path / "manifest.json")
     _check_same_run(path, manifest, identity, engine.zero_optimization_stage())
+    if manifest["schedule"] not in schedules(int(manifest["step"])):
+        raise CheckpointError(
+            "the checkpoint's samples are not those of this run", file=path, key="schedule",
+            found=manifest["schedule"], expected=" or ".join(schedules(int(manifest["step"]))),
+            remedy="undo what was changed by hand in config.json; --new-segment changes data from a checkpoint on",
+        )  # fmt: skip
     _together(lambda: engine.load_checkpoint(str(path), tag=_STATE), "load", path)
     return int(manifest["step"])
 
@@ -109,6 +124,12 @@ def _check_same_run(path: Path, manifest: dict[str, Any], identity: str, zero_st
                 "the checkpoint cannot be continued by this run",
                 file=path, key=key, found=found, expected=expected, remedy=remedy,
             )  # fmt: skip
+
+
+def newest_step(folder: Path) -> int | None:
+    """Steps done in the newest checkpoint whose files are there; None without any."""
+    newest = _newest(folder, set())
+    return int(newest.removeprefix("step-")) if newest else None
 
 
 def _newest(folder: Path, rejected: set[str]) -> str | None:

@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from data_pipeline.base.config import Config, build, read_yaml
 from data_pipeline.config import DatasetConfig
+from data_pipeline.stores.cache import CacheConfig
 from pretrain.model.baseline import BaselineModelConfig, chosen
 from pretrain.model.config import Count
 from pretrain.model.normalisation import Normalisation
@@ -25,14 +26,26 @@ class MixtureEntryConfig(Config):
     """Share of the samples, relative to the other datasets' weights."""
 
 
+class QuarantineConfig(Config):
+    """Trajectories of one dataset that are not drawn; windows of its other ones are drawn in their place."""
+
+    dataset: str
+    trajectories: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
+    """Their numbers in the training split, as the message about a damaged one gives them."""
+    reason: Annotated[str, Field(min_length=1)]
+
+
 class DataConfig(Config):
     """The mixture of datasets to train on."""
 
     root: str = "data"
-    """Folder that holds the stores and shards; made when it is missing."""
+    """Folder that holds the stores and shards, made when it is missing; or the URL of one (`s3://bucket/prefix`)."""
+    cache: CacheConfig = CacheConfig()
+    """Where files behind a URL are kept on this machine. It may change between two starts of a run."""
     datasets: Annotated[tuple[MixtureEntryConfig, ...], Field(min_length=1)]
     history: Count = 10
     """Frames that the operator sees."""
+    quarantine: tuple[QuarantineConfig, ...] = ()
 
     def load_datasets(self, folder: Path) -> list[DatasetConfig]:
         """The datasets' own configurations; `folder` is that of the file which names them."""
@@ -123,7 +136,8 @@ class TrainingConfig(Config):
     compile: bool | Literal["cuda_graphs"] = False
     """Compile the network to one graph with torch.compile. It takes a minute or so at every start, before the first
     step, which short runs do not win back. `cuda_graphs`: replay its kernels as CUDA graphs, too, for small networks
-    on GPUs, whose time goes into launching kernels; it copies the gradients of every micro-batch once."""
+    on GPUs, whose time goes into launching kernels; it copies the gradients of every micro-batch once, and is for
+    datasets of one grid. A network is compiled for each grid."""
     recompute: bool = False
     """Keep only what enters the stem and each block, and compute the rest again in the backward pass: about half
     the memory, for one more forward pass of them."""
@@ -223,6 +237,18 @@ class TrainedDataset(Config):
     path: str
     weight: int
     digest: str
+    # The digest covers these. 0 in the runs of versions that did not note them.
+    trajectories: int = 0
+    frames: int = 0
+    space: tuple[int, ...] = ()
+
+
+class SegmentConfig(Config):
+    """What a run draws its samples from, from one step on."""
+
+    first_step: int
+    data: tuple[TrainedDataset, ...]
+    quarantine: tuple[QuarantineConfig, ...]
 
 
 class RunConfig(Config):
@@ -231,6 +257,11 @@ class RunConfig(Config):
     name: str
     seed: int
     data: tuple[TrainedDataset, ...]
+    quarantine: tuple[QuarantineConfig, ...] = ()
+    first_step: int = 0
+    """The step from which on samples are drawn from `data`."""
+    past: tuple[SegmentConfig, ...] = ()
+    """What they were drawn from before, in order; never edited."""
     history: int
     objective: ObjectiveConfig
     training: TrainingConfig
@@ -239,3 +270,8 @@ class RunConfig(Config):
     """SHA-256 of the weights of the operator that the initial weights were adapted from; None for fresh ones."""
     trainable: tuple[str, ...] | None = None
     """Prefixes of the parameters that are trained; None for all."""
+
+    @property
+    def segments(self) -> tuple[SegmentConfig, ...]:
+        """All that samples are drawn from in turn, the segment in force last."""
+        return (*self.past, SegmentConfig(first_step=self.first_step, data=self.data, quarantine=self.quarantine))

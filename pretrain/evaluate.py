@@ -11,14 +11,17 @@ from pydantic import Field, InstanceOf
 from torch import Tensor, nn
 
 from data_pipeline.base.config import Config
-from data_pipeline.base.errors import ConfigError, DataError
+from data_pipeline.base.errors import ConfigError, DataError, nearest
 from data_pipeline.base.progress import Progress
+from data_pipeline.config import ScoreConfig
 from data_pipeline.stores.protocol import TrajectoryStore, read_window
 from data_pipeline.trajectory import DatasetInfo, FloatArray, parameter_row
 from pretrain.execution import full_float32
 from pretrain.metrics import relative_l2_per_channel, relative_l2_per_frame, vrmse
 from pretrain.model.operator import Operator
 from pretrain.rollout import rollout
+
+_EVERYTHING = ScoreConfig()
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,8 +38,9 @@ class Example:
 class Evaluation(Config):
     """Errors over a split, means over its trajectories and the dataset's own channels, physical units.
 
-    `None` stands for an error that is not finite: a mean over the trajectories that did not diverge would flatter
-    the operator. Persistence repeats the last frame of the history. `model_dump(mode="json")` is JSON-able.
+    Of data with a mask only the points in the domain count. `None` stands for an error that is not finite: a mean over
+    the trajectories that did not diverge would flatter the operator. Persistence repeats the last frame of the
+    history. `model_dump(mode="json")` is JSON-able.
     """
 
     dataset: str
@@ -44,11 +48,14 @@ class Evaluation(Config):
     digest: str
     """The store's digest of the data."""
     channels: tuple[str, ...]
+    """Those that were scored."""
     dt: float
     """Time between two frames."""
     trajectories: int
     frames: int
-    """Predicted frames of each trajectory: all after the operator's history."""
+    """Frames of each trajectory that were predicted and scored."""
+    every: int = 1
+    """Every so many grid points along each axis were scored."""
     diverged: int
     """Trajectories whose roll-out is not finite."""
     relative_l2: float | None
@@ -77,6 +84,7 @@ def evaluate(
     batch_size: int = 8,
     device: str | torch.device = "cpu",
     limit: int | None = None,
+    score: ScoreConfig = _EVERYTHING,
 ) -> Evaluation:
     """Roll out every trajectory of the store's split from its first T_in frames to its end.
 
@@ -87,10 +95,12 @@ def evaluate(
         device: where to predict, in full float32 and without TF32, however the operator was trained. Errors are
             computed on the host.
         limit: take only so many trajectories, the first ones.
+        score: which frames, points and fields count.
 
     Raises:
         DataError: the split is empty, its trajectories are too short, or it holds NaN or Inf.
-        ConfigError: the operator does not know the dataset, or knows it with other channels, grid or dt.
+        ConfigError: the operator does not know the dataset, or knows it with other channels, grid or dt; a field to
+            score is not there.
     """
     if batch_size < 1 or (limit is not None and limit < 1):
         raise ConfigError(
@@ -99,6 +109,8 @@ def evaluate(
     _check_split(store, operator.frames_in)
     slots = _slots(operator, store.info)
     row = operator.dataset_index(store.info.name)
+    scored = _scored(store.info, score)
+    end = store.info.frames if score.frames is None else operator.frames_in + score.frames
     count = min(len(store), limit or len(store))
     batches: list[dict[str, Tensor]] = []
     example: Example | None = None
@@ -110,16 +122,40 @@ def evaluate(
     ):
         for start in range(0, count, batch_size):
             trajectories = range(start, min(start + batch_size, count))
-            frames = _read(store, trajectories)
+            frames = _read(store, trajectories)[:, :end]
             history, truth = frames[:, : operator.frames_in], frames[:, operator.frames_in :]
             parameters = _parameters(store, trajectories, operator.config.parameters)
-            predict = partial(_predict, operator, row=row, slots=slots, parameters=parameters)
+            mask = _masks(store, trajectories)
+            predict = partial(_predict, operator, row=row, slots=slots, parameters=parameters, mask=mask)
             prediction = predict(history, steps=truth.shape[1])
             example = example or _example(store.info, truth[0], prediction[0])
-            one_step = _one_step(predict, frames, operator.frames_in)
-            batches.append(_errors(prediction, truth, frames) | {"one_step": one_step})
+            points = _scored_points(mask, frames, score.every)
+            one_step = _one_step(predict, frames, operator.frames_in, points)[..., scored]
+            prediction, truth, frames = (x[..., scored] for x in (prediction, truth, frames))
+            batches.append(_errors(prediction, truth, frames, points) | {"one_step": one_step})
             progress.advance(len(frames))
-    return _summarise(store, {name: torch.cat([b[name] for b in batches]) for name in batches[0]}, example)
+    errors = {name: torch.cat([b[name] for b in batches]) for name in batches[0]}
+    return _summarise(store, errors, [store.info.channels[number] for number in scored], score.every, example)
+
+
+def _scored(info: DatasetInfo, score: ScoreConfig) -> list[int]:
+    """Numbers of the channels that count."""
+    for channel in score.channels:
+        if channel not in info.channels:
+            remedy = nearest(channel, list(info.channels))
+            raise ConfigError(
+                "no such field to score", file=info.name, key="score.channels", found=channel, remedy=remedy
+            )
+    return [info.channels.index(channel) for channel in score.channels or info.channels]
+
+
+def _scored_points(mask: Tensor | None, frames: Tensor, every: int) -> Tensor | None:
+    """The points that count, bool (B, *space), of trajectories (B, T, *space, c); None where all do."""
+    if every == 1:
+        return mask
+    chosen = torch.zeros_like(frames[:, 0, ..., 0], dtype=torch.bool)
+    chosen[(slice(None), *(slice(None, None, every),) * (chosen.ndim - 1))] = True
+    return chosen if mask is None else chosen & mask
 
 
 def _check_split(store: TrajectoryStore, frames_in: int) -> None:
@@ -142,12 +178,12 @@ def _check_split(store: TrajectoryStore, frames_in: int) -> None:
 def _slots(operator: Operator, info: DatasetInfo) -> list[int]:
     """The operator's slots of the store's channels, in the store's order."""
     known = operator.config.datasets[operator.dataset_index(info.name)]
-    same = set(info.channels) == set(known.channels) and operator.takes_grid(info.space)
+    same = set(info.channels) == set(known.channels) and operator.takes_grid(info.space, info.name)
     if not same or not math.isclose(info.dt, known.dt, rel_tol=1e-6):
         raise ConfigError(
             f"dataset {info.name!r} is not as the operator knows it",
             found=f"channels {', '.join(info.channels)}; grid {info.space}; dt {info.dt:g}",
-            expected=f"channels {', '.join(known.channels)}; grid {operator.config.network.space}; dt {known.dt:g}",
+            expected=f"channels {', '.join(known.channels)}; grid {operator.grid(info.name)}; dt {known.dt:g}",
             remedy="evaluate on the data the operator was trained for, or adapt it to these by fine-tuning",
         )
     return operator.slots(info.name, info.channels)
@@ -183,39 +219,54 @@ def _parameters(store: TrajectoryStore, trajectories: range, names: Sequence[str
     return torch.tensor(rows, dtype=torch.float32).reshape(len(rows), len(names))
 
 
+def _masks(store: TrajectoryStore, trajectories: range) -> Tensor | None:
+    """The points in the domain of trajectories, bool (B, *space); None where all are."""
+    masks = [store.mask(i) for i in trajectories] if store.info.masked else []
+    found = [torch.from_numpy(mask) for mask in masks if mask is not None]
+    return torch.stack(found) if found else None
+
+
 def _predict(
-    operator: Operator, frames: Tensor, *, row: int, slots: list[int], parameters: Tensor, steps: int
+    operator: Operator,
+    frames: Tensor,
+    *,
+    row: int,
+    slots: list[int],
+    parameters: Tensor,
+    mask: Tensor | None,
+    steps: int,
 ) -> Tensor:
     """Roll out from frames (B, T_in, *space, c): (B, steps, *space, c), on the host."""
     batch, device = frames.shape[0], operator.scale.device
     history = torch.zeros(*frames.movedim(1, -2).shape[:-1], len(operator.config.channels))
     history[..., slots] = frames.movedim(1, -2)
     dataset = torch.full((batch,), row, device=device)
+    inside = None if mask is None else mask.to(device)
     prediction = frames.new_empty(batch, steps, *frames.shape[2:])
-    for step, frame in enumerate(rollout(operator, history.to(device), dataset, steps, parameters.to(device))):
+    for step, frame in enumerate(rollout(operator, history.to(device), dataset, steps, parameters.to(device), inside)):
         prediction[:, step] = frame[..., slots].cpu()
     return prediction
 
 
-def _one_step(predict: Callable[..., Tensor], frames: Tensor, T_in: int) -> Tensor:
+def _one_step(predict: Callable[..., Tensor], frames: Tensor, T_in: int, mask: Tensor | None) -> Tensor:
     """Relative L2 of the frame after every true history: (B, T - T_in, c)."""
     starts = range(frames.shape[1] - T_in)
     predicted = [predict(frames[:, s : s + T_in], steps=1) for s in starts]
-    return relative_l2_per_frame(torch.cat(predicted, dim=1), frames[:, T_in:])
+    return relative_l2_per_frame(torch.cat(predicted, dim=1), frames[:, T_in:], mask)
 
 
-def _errors(prediction: Tensor, truth: Tensor, frames: Tensor) -> dict[str, Tensor]:
+def _errors(prediction: Tensor, truth: Tensor, frames: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
     """Errors of each trajectory: (B, c) for the blocks, (B, T, c) for the others."""
     before = frames[:, -truth.shape[1] - 1 : -1]
     persistence = before[:, :1].expand_as(truth)
     return {
-        "relative_l2": relative_l2_per_channel(prediction, truth),
-        "over_time": relative_l2_per_frame(prediction, truth),
-        "vrmse": vrmse(prediction, truth),
-        "persistence": relative_l2_per_channel(persistence, truth),
-        "persistence_over_time": relative_l2_per_frame(persistence, truth),
-        "persistence_vrmse": vrmse(persistence, truth),
-        "one_step_persistence": relative_l2_per_frame(before, truth),
+        "relative_l2": relative_l2_per_channel(prediction, truth, mask),
+        "over_time": relative_l2_per_frame(prediction, truth, mask),
+        "vrmse": vrmse(prediction, truth, mask),
+        "persistence": relative_l2_per_channel(persistence, truth, mask),
+        "persistence_over_time": relative_l2_per_frame(persistence, truth, mask),
+        "persistence_vrmse": vrmse(persistence, truth, mask),
+        "one_step_persistence": relative_l2_per_frame(before, truth, mask),
     }
 
 
@@ -224,13 +275,16 @@ def _example(info: DatasetInfo, truth: Tensor, prediction: Tensor) -> Example:
     return Example(info.name, info.channels, info.dt, truth.numpy().copy(), prediction.numpy().copy())
 
 
-def _summarise(store: TrajectoryStore, errors: dict[str, Tensor], example: Example | None) -> Evaluation:
+def _summarise(
+    store: TrajectoryStore, errors: dict[str, Tensor], channels: list[str], every: int, example: Example | None
+) -> Evaluation:
     info = store.info
     return Evaluation(
         dataset=info.name,
         split=store.split,
         digest=store.digest,
-        channels=info.channels,
+        channels=tuple(channels),
+        every=every,
         dt=info.dt,
         trajectories=len(errors["relative_l2"]),
         frames=errors["over_time"].shape[1],
@@ -241,8 +295,8 @@ def _summarise(store: TrajectoryStore, errors: dict[str, Tensor], example: Examp
         one_step_persistence=errors["one_step_persistence"].mean().item(),
         vrmse=_finite(errors["vrmse"].mean()),
         persistence_vrmse=errors["persistence_vrmse"].mean().item(),
-        per_channel=dict(zip(info.channels, map(_finite, errors["relative_l2"].mean(dim=0)), strict=True)),
-        persistence_per_channel=dict(zip(info.channels, errors["persistence"].mean(dim=0).tolist(), strict=True)),
+        per_channel=dict(zip(channels, map(_finite, errors["relative_l2"].mean(dim=0)), strict=True)),
+        persistence_per_channel=dict(zip(channels, errors["persistence"].mean(dim=0).tolist(), strict=True)),
         error_over_time=tuple(map(_finite, errors["over_time"].mean(dim=(0, 2)))),
         persistence_over_time=tuple(errors["persistence_over_time"].mean(dim=(0, 2)).tolist()),
         example=example,

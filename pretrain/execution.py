@@ -15,8 +15,8 @@ from pretrain.config import TrainingConfig
 from pretrain.model.dpot import Dpot
 
 
-def check_execution(training: TrainingConfig, network: nn.Module, *, cuda: bool) -> None:
-    """Raise ConfigError for what this network or this machine (`cuda`: it has a GPU) cannot do."""
+def check_execution(training: TrainingConfig, network: nn.Module, *, cuda: bool, grids: int = 1) -> None:
+    """Raise ConfigError for what this network, this machine (`cuda`: it has a GPU) or so many grids cannot do."""
     for key in ("compile", "recompute"):
         if getattr(training, key) and not isinstance(network, Dpot):
             raise ConfigError(
@@ -28,15 +28,22 @@ def check_execution(training: TrainingConfig, network: nn.Module, *, cuda: bool)
             "there is no GPU to replay CUDA graphs", key="training.compile", found=training.compile,
             remedy="set training.compile=true, or false",
         )  # fmt: skip
+    if training.compile == "cuda_graphs" and grids > 1:
+        raise ConfigError(
+            "CUDA graphs are recorded for one grid, and the datasets have several", key="training.compile",
+            found=f"{training.compile}, {grids} grids", remedy="set training.compile=true, or false",
+        )  # fmt: skip
 
 
-def apply_execution(network: nn.Module, training: TrainingConfig, device: torch.device) -> None:
+def apply_execution(network: nn.Module, training: TrainingConfig, device: torch.device, grids: int = 1) -> None:
     """Make a network ready for training on `device` as configured, in place. Call it once, before the engine is made.
+
+    `grids` is the number of grids that it will be trained on; it is compiled for each.
 
     Raises:
         ConfigError: see `check_execution`.
     """
-    check_execution(training, network, cuda=device.type == "cuda")
+    check_execution(training, network, cuda=device.type == "cuda", grids=grids)
     if device.type == "cuda":
         set_tf32(training.tf32)
     if isinstance(network, Dpot):
@@ -48,6 +55,8 @@ def apply_execution(network: nn.Module, training: TrainingConfig, device: torch.
                 parameter.register_hook(torch.clone)  # type: ignore[no-untyped-call]
     if training.compile:
         mode = "reduce-overhead" if training.compile == "cuda_graphs" else None
+        # torch gives up beyond eight; each grid is met with and without gradients.
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 2 * grids)
         network.compile(fullgraph=True, dynamic=False, mode=mode)
 
 

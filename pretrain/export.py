@@ -120,7 +120,7 @@ def _describe(operator: Operator, format: Format, dataset: str | None) -> Descri
     state = {name: value.detach().cpu().contiguous() for name, value in operator.state_dict().items()}
     return Description(
         format=format, dataset=dataset, channels=known.channels, parameters=parameters_of(operator, dataset),
-        grid=config.network.space, boundaries=known.boundaries, frames_in=config.network.in_timesteps,
+        grid=operator.grid(dataset), boundaries=known.boundaries, frames_in=config.network.in_timesteps,
         frames_out=config.network.out_timesteps, dt=known.dt,
         device="cpu" if format == "onnx" else operator.scale.device.type,
         weights_sha256=hashlib.sha256(safetensors.torch.save(state)).hexdigest(),

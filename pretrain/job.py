@@ -7,8 +7,9 @@ from typing import Literal
 import torch
 
 from data_pipeline.base.errors import ConfigError, DataError
+from data_pipeline.base.remote import is_url
 from data_pipeline.config import DatasetConfig
-from data_pipeline.loader import check_division, check_windows
+from data_pipeline.loader import check_division, mixture_of
 from data_pipeline.stores import open_store
 from data_pipeline.stores.protocol import TrajectoryStore
 from pretrain.config import (
@@ -23,14 +24,16 @@ from pretrain.config import (
 from pretrain.model.baseline import BaselineConfig, BaselineModelConfig
 from pretrain.model.conditions import condition_count, parameter_union
 from pretrain.model.config import NetworkConfig
+from pretrain.model.grids import check_grids, network_grid
 from pretrain.model.operator import DatasetScaling, Operator, OperatorConfig
 from pretrain.model.sizes import SIZES
 from pretrain.run import prepare
+from pretrain.schedule import append_segment, quarantine_of
 
 
-def shards_path(root: str | Path, name: str) -> Path:
-    """Where a dataset's shards are."""
-    return Path(root) / f"{name}.shards"
+def shards_path(root: str, name: str) -> Path | str:
+    """Where a dataset's shards are: a folder, or a URL."""
+    return f"{root.rstrip('/')}/{name}.shards" if is_url(root) else Path(root) / f"{name}.shards"
 
 
 def number_of_ranks(training: TrainingConfig) -> int:
@@ -58,23 +61,24 @@ def open_stores(data: DataConfig, datasets: Sequence[DatasetConfig], split: str)
     stores = []
     for dataset in datasets:
         path = shards_path(data.root, dataset.name)
-        if not path.exists():
+        if isinstance(path, Path) and not path.exists():
             verb, store = "generate" if dataset.generate else "convert", path.with_suffix(".zarr")
             raise DataError(
                 f"the dataset {dataset.name} has not been built", file=path,
                 remedy=f"pdepot data {verb} CONFIG --root {data.root}, then pdepot data export {store}",
             )  # fmt: skip
-        stores.append(open_store(path, split))
+        stores.append(open_store(path, split, cache=data.cache))
     return stores
 
 
-def scaling(store: TrajectoryStore) -> DatasetScaling:
-    """What an operator must know of a dataset."""
+def scaling(store: TrajectoryStore, space: Sequence[int]) -> DatasetScaling:
+    """What an operator must know of a dataset; `space` is the grid of its network."""
     s = store.statistics
     return DatasetScaling(
         name=store.info.name, channels=store.info.channels, dt=store.info.dt,
         mean=s.mean, std=s.std, change_rms=s.change_rms,
         boundaries=store.info.boundaries, parameters=store.info.parameters,
+        space=() if store.info.space == tuple(space) else store.info.space,
     )  # fmt: skip
 
 
@@ -117,7 +121,9 @@ def network_config(
 
 def new_operator(config: PretrainConfig, stores: Sequence[TrajectoryStore]) -> Operator:
     """A fresh operator for a job's datasets; its weights are a function of the seed."""
-    channels, space = channel_slots(stores, config.model.slots), stores[0].info.space
+    channels, infos = channel_slots(stores, config.model.slots), [store.info for store in stores]
+    space = network_grid([info.space for info in infos], config.model.patch_size)
+    check_grids(infos, config.model.patch_size, len(space), resizable=config.model.resize_position)
     parameters = parameter_union(store.info.parameters for store in stores) if config.model.condition else ()
     conditions = condition_count(len(space), len(parameters)) if config.model.condition else 0
     network = network_config(config.model, space, len(channels), config.data.history, conditions)
@@ -126,7 +132,7 @@ def new_operator(config: PretrainConfig, stores: Sequence[TrajectoryStore]) -> O
         OperatorConfig(
             network=network,
             channels=channels,
-            datasets=tuple(scaling(store) for store in stores),
+            datasets=tuple(scaling(store, space) for store in stores),
             predict=config.objective.predict,
             normalisation=config.objective.normalisation,
             slots=config.model.slots,
@@ -138,9 +144,21 @@ def new_operator(config: PretrainConfig, stores: Sequence[TrajectoryStore]) -> O
 def trained_datasets(data: DataConfig, stores: Sequence[TrajectoryStore]) -> tuple[TrainedDataset, ...]:
     """The datasets of a run with the digests of what was found."""
     return tuple(
-        TrainedDataset(name=s.info.name, path=str(s.path.resolve()), weight=d.weight, digest=s.digest)
+        TrainedDataset(
+            name=s.info.name,
+            path=_absolute(s.path),
+            weight=d.weight,
+            digest=s.digest,
+            trajectories=len(s),
+            frames=s.info.frames,
+            space=s.info.space,
+        )
         for s, d in zip(stores, data.datasets, strict=True)
     )
+
+
+def _absolute(path: Path | str) -> str:
+    return str(path) if is_url(path) else str(Path(path).resolve())
 
 
 def open_training_data(config: JobConfig, folder: Path) -> list[TrajectoryStore]:
@@ -148,13 +166,18 @@ def open_training_data(config: JobConfig, folder: Path) -> list[TrajectoryStore]
 
     Raises:
         DataError: a dataset is missing or damaged, or has no trajectories to train or to evaluate on.
-        ConfigError: the grids differ, or trajectories are too short.
+        ConfigError: trajectories are too short, or the weights or the quarantine cannot be used.
     """
     datasets = config.data.load_datasets(folder)
     for store in open_stores(config.data, datasets, config.evaluation.split):
         store.close()  # an empty test split is found now, not after the training
     stores = open_stores(config.data, datasets, "train")
-    check_windows([store.info for store in stores], config.data.history, config.objective.rollout_steps)
+    weights = [d.weight for d in config.data.datasets]
+    mixture_of(
+        stores, weights, config.data.history, config.objective.rollout_steps, config.seed,
+        batch_size=config.training.batch_size, micro_batch=config.training.micro_batch,
+        quarantine=quarantine_of(config.data.quarantine),
+    )  # fmt: skip
     return stores
 
 
@@ -171,6 +194,7 @@ def run_config(
         name=name,
         seed=config.seed,
         data=trained_datasets(config.data, stores),
+        quarantine=config.data.quarantine,
         history=config.data.history,
         objective=config.objective,
         training=config.training,
@@ -180,12 +204,13 @@ def run_config(
     )
 
 
-def prepare_pretraining(config: PretrainConfig, folder: Path) -> tuple[Path, RunConfig]:
+def prepare_pretraining(config: PretrainConfig, folder: Path, *, new_segment: bool = False) -> tuple[Path, RunConfig]:
     """Lay out the run of a pretraining job.
 
     Args:
         config: the job.
         folder: that of the job's configuration file.
+        new_segment: let a run that is there go on with the job's data and quarantine, where these have changed.
 
     Returns:
         The run's folder and configuration.
@@ -195,7 +220,8 @@ def prepare_pretraining(config: PretrainConfig, folder: Path) -> tuple[Path, Run
     """
     check_batch(config.training)
     stores = open_training_data(config, folder)
-    run = run_config(config, config.name, stores)
+    run, operator = run_config(config, config.name, stores), new_operator(config, stores)
     path = Path(config.output) / "pretrain"
-    prepare(path, run, new_operator(config, stores))
-    return path, run
+    if new_segment:
+        append_segment(path, run, operator)
+    return path, prepare(path, run, operator, config.data.cache)

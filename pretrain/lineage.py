@@ -31,7 +31,8 @@ def pdepot_version() -> str:
 
 
 def lineage(folder: Path, config: RunConfig, parent: str | None = None) -> dict[str, str]:
-    """What a registered model says of its origin; written down at the first call, so that it stays what it was.
+    """What a registered model says of its origin; written down at the first call, so that it stays what it was. Only
+    the data of new segments are added.
 
     Args:
         folder: the training run's.
@@ -39,13 +40,20 @@ def lineage(folder: Path, config: RunConfig, parent: str | None = None) -> dict[
         parent: the registered model that the run started from.
     """
     file = folder / "lineage.json"
+    data = {f"data.{d.name}": d.digest for segment in config.segments for d in segment.data}
     if file.exists():
-        return dict(read_json(file))
+        known: dict[str, str] = dict(read_json(file))
+        record = data | known
+        if config.past:
+            record["segments"] = str(len(config.past) + 1)
+        if record != known:
+            write_json(file, record)
+        return record
     record = {
         "config_digest": digest(config.model_dump(mode="json")),
         "git_revision": git_revision(),
         "pdepot_version": pdepot_version(),
-        **{f"data.{d.name}": d.digest for d in config.data},
+        **data,
     }
     record |= {"parent": parent} if parent else {}
     write_json(file, record)

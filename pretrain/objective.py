@@ -9,19 +9,26 @@ from data_pipeline.loader import Batch
 from data_pipeline.mixture import positional_seed
 from pretrain.config import ObjectiveConfig
 from pretrain.model.operator import PADDING, Operator
+from pretrain.rollout import held
 
 
-def relative_l2_loss(prediction: Tensor, target: Tensor, channel_mask: Tensor) -> Tensor:
+def relative_l2_loss(
+    prediction: Tensor, target: Tensor, channel_mask: Tensor, point_mask: Tensor | None = None
+) -> Tensor:
     """Relative L2 per sample: ||y' - y|| / ||y|| over space and time of each channel, averaged over real channels.
 
     Args:
         prediction, target: (B, *space, T, C).
         channel_mask: (B, C) bool, true for the channels that the sample's dataset has.
+        point_mask: (B, *space) bool, true at the points that count; None where all do.
 
     Returns:
         (B,). A channel whose target is zero everywhere counts by its absolute error, not by 1e8 times that.
     """
     axes = tuple(range(1, target.ndim - 1))
+    if point_mask is not None:
+        inside = point_mask[..., None, None]
+        prediction, target = torch.where(inside, prediction, 0.0), torch.where(inside, target, 0.0)
     error = torch.linalg.vector_norm(prediction - target, dim=axes)
     scale = torch.linalg.vector_norm(target, dim=axes)
     ratio = error / torch.where(scale > 0, scale, torch.ones_like(scale))
@@ -36,7 +43,8 @@ def add_noise(history: Tensor, deviation: Tensor, position: Tensor, seed: int) -
         deviation: standard deviation of the noise, broadcastable to `history`.
         position: (B,) int64, global sample numbers.
     """
-    noise = torch.empty_like(history)
+    # Laid out alike however the history is: the generator fills memory in its order.
+    noise = torch.empty_like(history, memory_format=torch.contiguous_format)
     for row, number in zip(noise, position.tolist(), strict=True):
         generator = torch.Generator(history.device).manual_seed(positional_seed(seed, number, "noise"))
         row.normal_(generator=generator)
@@ -61,10 +69,12 @@ class DenoisingObjective(nn.Module):
         predictions = []
         for _ in range(self.config.rollout_steps):
             frames = cast(Tensor, self.operator(history, batch.dataset, batch.parameters, padding=padding))
+            frames = held(frames, batch.history, batch.point_mask)
             predictions.append(frames)
             padding = None
             history = torch.cat([history[..., frames.shape[-2] :, :], frames], dim=-2)
-        losses = relative_l2_loss(torch.cat(predictions, dim=-2).float(), batch.target, batch.channel_mask)
+        prediction = torch.cat(predictions, dim=-2).float()
+        losses = relative_l2_loss(prediction, batch.target, batch.channel_mask, batch.point_mask)
         return losses.mean(), losses.detach()
 
     def _noise_unit(self, history: Tensor, dataset: Tensor) -> Tensor:

@@ -23,18 +23,25 @@ def picture_rollout(example: Example) -> bytes:
 
     Truth and prediction share the truth's colour scale; the difference has its own, symmetric around zero. Times
     count from the last frame of the history. Values that are not finite are grey. In three dimensions the middle
-    plane of the last axis is shown.
+    plane of the last axis is shown; in one, all frames are one image, with time upwards.
     """
     frames = np.unique(np.linspace(0, len(example.truth) - 1, _COLUMNS).round().astype(int))
+    titles = [f"t = +{(frame + 1) * example.dt:.4g}" for frame in frames]
+    one_axis = example.truth.ndim == 3
+    if one_axis:
+        frames = np.arange(len(example.truth))
+        titles = [f"t = +{example.dt:.4g} to +{len(frames) * example.dt:.4g}"]
     # In float64, the difference of two float32 values cannot overflow.
-    truth, prediction = (_plane(x[frames].astype(np.float64)) for x in (example.truth, example.prediction))
-    rows, aspect = 3 * len(example.channels), truth.shape[2] / truth.shape[1]
-    figure = Figure(figsize=(1.8 * len(frames) + 1.6, rows * (1.7 * min(aspect, 2) + 0.1) + 0.6), layout="constrained")
-    axes = figure.subplots(rows, len(frames), squeeze=False)
+    truth, prediction = (_planes(x[frames].astype(np.float64)) for x in (example.truth, example.prediction))
+    rows, aspect = 3 * len(example.channels), 1.0 if one_axis else truth.shape[2] / truth.shape[1]
+    width = 1.8 * (2 if one_axis else len(titles)) + 1.6
+    figure = Figure(figsize=(width, rows * (1.7 * min(aspect, 2) + 0.1) + 0.6), layout="constrained")
+    axes = figure.subplots(rows, len(titles), squeeze=False)
     for channel, name in enumerate(example.channels):
-        _draw_channel(figure, axes[3 * channel : 3 * channel + 3], name, truth[..., channel], prediction[..., channel])
-    for column, frame in enumerate(frames):
-        axes[0, column].set_title(f"t = +{(frame + 1) * example.dt:.4g}", fontsize=10)
+        own = axes[3 * channel : 3 * channel + 3]
+        _draw_channel(figure, own, name, truth[..., channel], prediction[..., channel], one_axis)
+    for column, title in enumerate(titles):
+        axes[0, column].set_title(title, fontsize=10)
     return _png(figure)
 
 
@@ -63,17 +70,19 @@ def picture_error_over_time(evaluations: Mapping[str, Evaluation]) -> bytes:
     return _png(figure)
 
 
-def _plane(fields: Array) -> Array:
-    """(T, X, Y, C) of (T, X, Y, C) or (T, X, Y, Z, C)."""
+def _planes(fields: Array) -> Array:
+    """(T, X, Y, C) of (T, X, Y, C) or (T, X, Y, Z, C); (1, X, T, C) of (T, X, C)."""
+    if fields.ndim == 3:
+        return fields.swapaxes(0, 1)[None]
     return fields if fields.ndim == 4 else fields[:, :, :, fields.shape[3] // 2]
 
 
-def _draw_channel(figure: Figure, axes: Any, name: str, truth: Array, prediction: Array) -> None:
-    """Three rows of images from (T, X, Y)."""
-    error = prediction - truth
+def _draw_channel(figure: Figure, axes: Any, name: str, truth: Array, prediction: Array, stretched: bool) -> None:
+    """Three rows of images from (T, X, Y); points are square, or (`stretched`) fill the picture."""
+    error, aspect = prediction - truth, "auto" if stretched else "equal"
     largest = float(np.abs(error, where=np.isfinite(error), out=np.zeros_like(error)).max())
-    field = {"vmin": float(truth.min()), "vmax": float(truth.max()), "cmap": "viridis"}
-    difference = {"vmin": -largest, "vmax": largest, "cmap": "RdBu_r"}
+    field = {"vmin": float(truth.min()), "vmax": float(truth.max()), "cmap": "viridis", "aspect": aspect}
+    difference = {"vmin": -largest, "vmax": largest, "cmap": "RdBu_r", "aspect": aspect}
     for row, (what, frames, scale) in enumerate(
         (("truth", truth, field), ("prediction", prediction, field), ("error", error, difference))
     ):

@@ -314,7 +314,8 @@ def _required(config: OperatorConfig) -> tuple[str, ...]:
 def _signature(config: OperatorConfig) -> ModelSignature:
     """History (B, *space, T_in, C) in, frames (B, *space, steps, C) out; parameters as in `serving_model.py`."""
     network, float32 = config.network, np.dtype(np.float32)
-    space = (-1,) * len(network.space) if network.resize_position else network.space
+    several = network.resize_position or any(d.space for d in config.datasets)
+    space = (-1,) * len(network.space) if several else network.space
     history = TensorSpec(float32, (-1, *space, network.in_timesteps, len(config.channels)))
     frames = TensorSpec(float32, (-1, *space, -1, len(config.channels)))
     parameters = [

@@ -10,7 +10,12 @@ from pretrain.model.operator import Operator
 
 
 def rollout(
-    operator: Operator, history: Tensor, dataset: Tensor, steps: int, parameters: Tensor | None = None
+    operator: Operator,
+    history: Tensor,
+    dataset: Tensor,
+    steps: int,
+    parameters: Tensor | None = None,
+    mask: Tensor | None = None,
 ) -> Iterator[Tensor]:
     """Predict `steps` frames, and yield each as it comes.
 
@@ -20,28 +25,37 @@ def rollout(
 
     Args:
         operator: predicts T_out >= 1 frames at a time.
-        history: (B, *space, T_in, C), physical units, channels in the operator's slots.
+        history: (B, *space, T_in, C), physical units, channels in the operator's slots. Axes of the network that the
+            datasets lack are left out, or have one point.
         dataset: (B,) int64, row of each sample's dataset.
         steps: frames to predict; surplus frames of the last block are dropped.
         parameters: (B, P), each sample's PDE parameters, as in `Operator.forward`.
+        mask: bool (B, *space), true at the points that belong to the domain; None where all do. The others keep the
+            values of the last frame of the history: no loss has taught the operator what is there.
 
     Returns:
         An iterator of frames (B, *space, C), physical units.
 
     Raises:
-        ConfigError: history, dataset, steps or parameters do not fit the operator. Raised at the call, not at the
-            first frame.
+        ConfigError: history, dataset, steps, parameters or mask do not fit the operator. Raised at the call, not at
+            the first frame.
     """
     _check(operator, history, dataset, steps, parameters)
+    _check_mask(mask, history)
     expand = (slice(None), *(None,) * (history.ndim - 2))
-    return _frames(operator, history, dataset, operator.owned[dataset][expand], steps, parameters)
+    return _frames(operator, history, dataset, operator.owned[dataset][expand], steps, parameters, mask)
 
 
 def rollout_block(
-    operator: Operator, history: Tensor, dataset: Tensor, steps: int, parameters: Tensor | None = None
+    operator: Operator,
+    history: Tensor,
+    dataset: Tensor,
+    steps: int,
+    parameters: Tensor | None = None,
+    mask: Tensor | None = None,
 ) -> Tensor:
     """All frames of `rollout` at once: (B, steps, *space, C)."""
-    frames = rollout(operator, history, dataset, steps, parameters)
+    frames = rollout(operator, history, dataset, steps, parameters, mask)
     block = history.new_empty(history.shape[0], steps, *history.shape[1:-2], history.shape[-1])
     for step, frame in enumerate(frames):
         block[:, step] = frame
@@ -51,7 +65,13 @@ def rollout_block(
 # The decorator, not a `with` block: the mode then ends at every yield instead of leaking into the caller.
 @torch.inference_mode()
 def _frames(
-    operator: Operator, history: Tensor, dataset: Tensor, owned: Tensor, steps: int, parameters: Tensor | None
+    operator: Operator,
+    history: Tensor,
+    dataset: Tensor,
+    owned: Tensor,
+    steps: int,
+    parameters: Tensor | None,
+    mask: Tensor | None,
 ) -> Iterator[Tensor]:
     # `where`, not a product: zero times NaN is NaN.
     window = torch.where(owned, history, 0.0)
@@ -59,22 +79,20 @@ def _frames(
     done = 0
     while done < steps:
         block = torch.where(owned, operator(window, dataset, parameters, folded), 0.0)
+        block = held(block, window, mask)
         window = torch.cat([window, block], dim=-2)[..., -operator.frames_in :, :]
         for frame in block.unbind(dim=-2)[: steps - done]:
             done += 1
             yield frame
 
 
+def held(frames: Tensor, history: Tensor, mask: Tensor | None) -> Tensor:
+    """Frames (B, *space, T, C) with the last frame of `history` at the points outside `mask` (B, *space)."""
+    return frames if mask is None else torch.where(mask[..., None, None], frames, history[..., -1:, :])
+
+
 def _check(operator: Operator, history: Tensor, dataset: Tensor, steps: int, parameters: Tensor | None) -> None:
-    space = history.shape[1:-2] if operator.takes_grid(history.shape[1:-2]) else operator.config.network.space
-    expected = (*space, operator.frames_in, len(operator.config.channels))
-    if tuple(history.shape[1:]) != expected:
-        raise ConfigError(
-            "the history does not fit the operator",
-            key="history",
-            found=tuple(history.shape),
-            expected=f"(B, *space, T_in, C) = (B, {', '.join(map(str, expected))})",
-        )
+    _check_history(operator, history, dataset)
     rows = range(len(operator.config.datasets))
     if dataset.shape != history.shape[:1] or any(row not in rows for row in dataset.tolist()):
         raise ConfigError(
@@ -93,3 +111,27 @@ def _check(operator: Operator, history: Tensor, dataset: Tensor, steps: int, par
         )
     if steps < 1:
         raise ConfigError("nothing to predict", key="steps", found=steps, expected="at least 1")
+
+
+def _check_history(operator: Operator, history: Tensor, dataset: Tensor) -> None:
+    given, rows = tuple(history.shape[1:-2]), set(dataset.tolist())
+    for name in [d.name for row, d in enumerate(operator.config.datasets) if row in rows]:
+        space = given if operator.takes_grid(given, name) else operator.grid(name)
+        expected = (*space, operator.frames_in, len(operator.config.channels))
+        if tuple(history.shape[1:]) != expected:
+            raise ConfigError(
+                f"the history does not fit the operator for dataset {name!r}",
+                key="history",
+                found=tuple(history.shape),
+                expected=f"(B, *space, T_in, C) = (B, {', '.join(map(str, expected))})",
+            )
+
+
+def _check_mask(mask: Tensor | None, history: Tensor) -> None:
+    if mask is not None and (mask.shape != history.shape[:-2] or mask.dtype != torch.bool):
+        raise ConfigError(
+            "the mask does not fit the history",
+            key="mask",
+            found=f"{mask.dtype} {tuple(mask.shape)}",
+            expected=f"torch.bool {tuple(history.shape[:-2])}",
+        )

@@ -6,19 +6,23 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal
+from typing import Literal
 
 import torch.distributed as dist
 
 from data_pipeline.base.config import build
 from data_pipeline.base.errors import CheckpointError, ConfigError, PdepotError
 from data_pipeline.base.files import publish_directory, read_json, remove_tree, write_json
+from data_pipeline.stores.cache import CacheConfig
+from pretrain.comparison import check_same_run, read_run
 from pretrain.config import RunConfig
 from pretrain.engine import device_type
 from pretrain.execution import check_execution
-from pretrain.model.operator import CONFIG_FILE, Operator, OperatorConfig, save_operator
+from pretrain.model.operator import Operator, save_operator
 
 Status = Literal["running", "finished", "preempted", "failed"]
+
+_CACHE = "cache.json"
 
 
 class StopRequest:
@@ -45,30 +49,28 @@ def die_with_parent() -> None:
         ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL)  # 1: PR_SET_PDEATHSIG
 
 
-def prepare(folder: Path, config: RunConfig, operator: Operator) -> None:
+def prepare(folder: Path, config: RunConfig, operator: Operator, cache: CacheConfig | None = None) -> RunConfig:
     """Lay out a run's folder: its configuration and the weights to start from. Done already: nothing changes.
+
+    Only the place where remote data are cached, which is no part of a run's configuration, is noted anew.
+
+    Returns:
+        The run as it stands in the folder, with its past segments.
 
     Raises:
         ConfigError: the folder holds a run of another configuration (names the keys that differ), or the network or
             this machine cannot be run as configured.
     """
-    check_execution(config.training, operator.network, cuda=device_type() == "cuda")
-    resolved = config.model_dump(mode="json")
+    check_execution(config.training, operator.network, cuda=device_type() == "cuda", grids=len(operator.grids))
     if (folder / "config.json").exists():
-        # Through the type: names that have changed since, and settings that there were not, are no differences.
-        there = build(RunConfig, read_json(folder / "config.json"), file=folder / "config.json")
-        start = folder / "initial" / CONFIG_FILE
-        model = build(OperatorConfig, read_json(start), file=start)
-        differences = _differences(there.model_dump(mode="json"), resolved)
-        differences += _differences(model.model_dump(mode="json"), operator.config.model_dump(mode="json"), "model")
-        if differences:
-            raise ConfigError(
-                "the folder holds a run of another configuration",
-                file=folder,
-                key="\n       ".join(differences),
-                remedy="choose another output folder, or delete this one to start over",
-            )
-        return
+        there = read_run(folder)
+        check_same_run(folder, there, config, operator)
+        write_json(folder / _CACHE, (cache or CacheConfig()).model_dump())
+        if all(d.trajectories for d in there.data):
+            return there
+        # A run of an older version, which did not note how large its datasets are.
+        write_json(folder / "config.json", config.model_dump(mode="json"))
+        return config
     folder.mkdir(parents=True, exist_ok=True)
     temporary, final = folder / ".initial.partial", folder / "initial"
     for leftover in (temporary, final):
@@ -76,20 +78,15 @@ def prepare(folder: Path, config: RunConfig, operator: Operator) -> None:
     temporary.mkdir()
     save_operator(operator, temporary)
     publish_directory(temporary, final)
-    write_json(folder / "config.json", resolved)  # last: with it the folder is a run
+    write_json(folder / _CACHE, (cache or CacheConfig()).model_dump())
+    write_json(folder / "config.json", config.model_dump(mode="json"))  # last: with it the folder is a run
+    return config
 
 
-def _differences(old: Any, new: Any, key: str = "") -> list[str]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        found = []
-        for name in sorted(old.keys() | new.keys()):
-            found += _differences(old.get(name), new.get(name), f"{key}.{name}" if key else name)
-        return found
-    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        return [
-            line for i, (a, b) in enumerate(zip(old, new, strict=True)) for line in _differences(a, b, f"{key}.{i}")
-        ]
-    return [] if old == new else [f"{key}: {old!r} in the folder, {new!r} asked for"]
+def read_cache(folder: Path) -> CacheConfig:
+    """Where a run's remote data are cached; runs of older versions do not say, and have none."""
+    file = folder / _CACHE
+    return build(CacheConfig, read_json(file), file=file) if file.exists() else CacheConfig()
 
 
 def freeze(operator: Operator, trainable: Sequence[str] | None) -> None:

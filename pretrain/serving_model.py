@@ -32,7 +32,8 @@ class ServedOperator(PythonModel):  # type: ignore[misc]  # MLflow's classes are
 
         Args:
             context: MLflow's; not used.
-            model_input: float32 (B, *space, T_in, C), physical units, channels in the operator's slots.
+            model_input: float32 (B, *space, T_in, C), physical units, channels in the operator's slots. Axes that the
+                dataset lacks have one point, here and in the frames that come back.
             params: `dataset`, the dataset that the samples belong to (default: the operator's first), and `steps`,
                 the number of frames to predict (default: T_out, one application of the operator). For an operator that
                 is told PDE parameters, `parameters`: a JSON object of their values by name, the same for all samples;

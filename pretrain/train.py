@@ -6,7 +6,7 @@ from a pretrained operator), `checkpoints/` how far it has come, `status.json` h
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,9 @@ from typing import Any
 import torch
 
 from data_pipeline.base.config import build
-from data_pipeline.base.files import digest, exclusive, read_json
+from data_pipeline.base.files import exclusive, read_json
 from data_pipeline.base.progress import Progress
-from data_pipeline.loader import Batch, Loader, check_division, mixture_of
-from data_pipeline.stores import open_store
+from data_pipeline.loader import Batch, Loader, check_division
 from data_pipeline.stores.protocol import TrajectoryStore
 from pretrain import checkpoint
 from pretrain.config import RunConfig, TrainingConfig
@@ -26,7 +25,17 @@ from pretrain.execution import apply_execution, begin_micro_batch
 from pretrain.meter import Meter
 from pretrain.model.operator import Operator, load_operator_files
 from pretrain.objective import DenoisingObjective
-from pretrain.run import Status, StopRequest, die_with_parent, freeze, publish_final, report_failure, write_status
+from pretrain.run import (
+    Status,
+    StopRequest,
+    die_with_parent,
+    freeze,
+    publish_final,
+    read_cache,
+    report_failure,
+    write_status,
+)
+from pretrain.schedule import check_ranks_agree, open_needed, run_identity, run_mixture
 from pretrain.tracking import Tracker
 
 
@@ -42,20 +51,22 @@ def train(folder: Path, tracking_uri: str, stop_requested: Callable[[], bool]) -
         `finished` or `preempted`.
     """
     config = build(RunConfig, read_json(folder / "config.json"), file=folder / "config.json")
-    training, identity = config.training, digest(config.model_dump(mode="json"))
+    training, identity = config.training, run_identity(config)
     rank, world_size, device = start_process_group()
     check_division(training.batch_size, training.micro_batch, world_size)
 
     operator = load_operator_files(folder / "initial").to(device)
     freeze(operator, config.trainable)
-    apply_execution(operator.network, training, device)
+    apply_execution(operator.network, training, device, len(operator.grids))
+    mixture = run_mixture(config, config.history + frames_out(config, operator))
+    check_ranks_agree(identity, mixture)
     engine = make_engine(DenoisingObjective(operator, config.objective, config.seed), training, world_size)
-    first_step = checkpoint.load_newest(engine, folder / "checkpoints", identity)
+    first_step = checkpoint.load_newest(engine, folder / "checkpoints", identity, mixture.digests_at)
     if first_step and rank == 0:
         print(f"{config.name}: going on from step {first_step}", flush=True)
-    stores = [open_store(Path(dataset.path), "train") for dataset in config.data]
+    stores = open_needed(config, first_step, read_cache(folder))
     tracker = start_tracker(config, folder, tracking_uri) if rank == 0 else None
-    meter = Meter([dataset.name for dataset in config.data], device)
+    meter = Meter([dataset.name for dataset in mixture.datasets], device)
     preempted = False
 
     with (
@@ -71,7 +82,9 @@ def train(folder: Path, tracking_uri: str, stop_requested: Callable[[], bool]) -
             if tracker and (done == training.steps or done % training.log_every == 0):
                 tracker.metrics(done, losses | figures(engine, meter, training, step))
             if done == training.steps or preempted or done % training.checkpoint_every == 0:
-                checkpoint.save(engine, folder / "checkpoints", done, identity, training.keep_checkpoints)
+                checkpoint.save(
+                    engine, folder / "checkpoints", done, identity, mixture.digest(), training.keep_checkpoints
+                )
                 if tracker:
                     tracker.flush()
             if preempted:
@@ -118,20 +131,26 @@ def figures(engine: Any, meter: Meter, training: TrainingConfig, step: int) -> d
 
 
 def make_loader(
-    config: RunConfig, stores: list[TrajectoryStore], operator: Operator, rank: int, world_size: int, first_step: int
+    config: RunConfig,
+    stores: Sequence[TrajectoryStore | None],
+    operator: Operator,
+    rank: int,
+    world_size: int,
+    first_step: int,
 ) -> Loader:
     """The stream of this rank's batches from `first_step` on."""
-    frames = operator.config.network.out_timesteps * config.objective.rollout_steps
+    frames = frames_out(config, operator)
+    mixture = run_mixture(config, config.history + frames)
+    # A batch's dataset number is the operator's row.
+    assert [d.name for d in operator.config.datasets][: len(stores)] == [d.name for d in mixture.datasets]
     return Loader(
         stores,
-        mixture_of(stores, [d.weight for d in config.data], config.history, frames, config.seed),
-        slots=[operator.slots(store.info.name, store.info.channels) for store in stores],
+        mixture,
+        slots=[operator.slots(store.info.name, store.info.channels) if store else [] for store in stores],
         num_channels=len(operator.config.channels),
         parameters=operator.config.parameters,
         history=config.history,
         target=frames,
-        batch_size=config.training.batch_size,
-        micro_batch=config.training.micro_batch,
         rank=rank,
         world_size=world_size,
         first_step=first_step,
@@ -139,6 +158,11 @@ def make_loader(
         seed=config.seed,
         pin_memory=torch.cuda.is_available(),
     )
+
+
+def frames_out(config: RunConfig, operator: Operator) -> int:
+    """Frames that the loss covers."""
+    return operator.config.network.out_timesteps * config.objective.rollout_steps
 
 
 def start_tracker(config: RunConfig, folder: Path, uri: str) -> Tracker:

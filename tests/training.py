@@ -21,11 +21,13 @@ STEPS, EVERY = 12, 3
 MODEL = {"width": 16, "depth": 1, "mlp_ratio": 1, "heads": 2, "head_width": 8, "patch_size": 4}
 
 
-def write_dataset(folder: Path, name: str, fields: tuple[str, ...] = ("density",)) -> Path:
+def write_dataset(
+    folder: Path, name: str, fields: tuple[str, ...] = ("density",), space: tuple[int, ...] = (16, 16)
+) -> Path:
     """Raw files in The Well's layout, and the configuration that converts them; returns the configuration's path."""
     raw = folder / "raw" / name
     counts = {"train": 6, "valid": 2, "test": 2}
-    well_files.write_dataset(raw, counts, frames=8, space=(16, 16), fields=(fields, (), ()))
+    well_files.write_dataset(raw, counts, frames=8, space=space, fields=(fields, (), ()))
     config = {"name": name, "convert": {"layout": "the_well", "path": str(raw)}}
     (folder / f"{name}.yaml").write_text(yaml.safe_dump(config))
     return folder / f"{name}.yaml"
@@ -45,7 +47,14 @@ def make_data(folder: Path) -> dict[str, Any]:
     }
 
 
-def prepare(data: dict[str, Any], folder: Path, *, model: dict[str, Any] | None = None, **training: Any) -> Path:
+def prepare(
+    data: dict[str, Any],
+    folder: Path,
+    *,
+    model: dict[str, Any] | None = None,
+    new_segment: bool = False,
+    **training: Any,
+) -> Path:
     """Lay out a run below `folder`; the datasets' configurations lie beside `data.root`."""
     config = build(
         PretrainConfig,
@@ -58,7 +67,7 @@ def prepare(data: dict[str, Any], folder: Path, *, model: dict[str, Any] | None 
             | training,
         },
     )
-    return prepare_pretraining(config, Path(data["root"]).parent)[0]
+    return prepare_pretraining(config, Path(data["root"]).parent, new_segment=new_segment)[0]
 
 
 def start_ranks(folder: Path, uri: str, ranks: int = 2) -> subprocess.Popen[bytes]:

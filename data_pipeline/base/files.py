@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
 
-from data_pipeline.base.errors import PdepotError
+from data_pipeline.base.errors import DataError, PdepotError
 
 
 def fsync_directory(path: Path) -> None:
@@ -33,14 +33,22 @@ def fsync_tree(path: Path) -> None:
 
 
 @contextmanager
-def replace_file(path: Path) -> Iterator[BinaryIO]:
-    """A file to write, which becomes the file at `path` in one step; nothing is left of it when writing fails."""
+def replace_file(path: Path, *, unseen: bool = False) -> Iterator[BinaryIO]:
+    """A file to write, which becomes the file at `path` in one step; nothing is left of it when writing fails.
+
+    Args:
+        path: the file.
+        unseen: it lies in a folder that is still to be published, which makes the names in it durable.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
             yield file
-        publish_file(temporary, path)
+        publish_file(temporary, path, unseen=unseen)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a full disk is reported without a name
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -66,12 +74,32 @@ def read_json(path: Path) -> Any:
         raise PdepotError("not a readable JSON file", file=path, found=error) from None
 
 
-def publish_file(temporary: Path, final: Path) -> None:
-    """Give a finished file its final name in one step, durably. Both names are on one file system."""
+@contextmanager
+def disk_errors() -> Iterator[None]:
+    """Turn what the operating system reports in the block into a message for the user (DataError)."""
+    try:
+        yield
+    except OSError as error:
+        raise disk_error(error) from error
+
+
+def disk_error(error: OSError) -> DataError:
+    """A full, failing, read-only or vanished disk, for the user."""
+    return DataError(
+        "a file could not be read or written",
+        file=error.filename,
+        found=error.strerror or error,
+        remedy="mend this and run the same command again: what is finished is kept",
+    )
+
+
+def publish_file(temporary: Path, final: Path, *, unseen: bool = False) -> None:
+    """Give a finished file its final name in one step, durably (see `replace_file`); both on one file system."""
     with temporary.open("rb") as file:
         os.fsync(file.fileno())
     temporary.replace(final)
-    fsync_directory(final.parent)
+    if not unseen:
+        fsync_directory(final.parent)
 
 
 def publish_directory(temporary: Path, final: Path) -> None:

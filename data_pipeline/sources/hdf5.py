@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,24 @@ class Hdf5Reader:
             return np.asarray(dataset[index])
         except DAMAGE as error:
             raise self.damaged(key, error) from error
+
+    def check_written(self, dataset: Any, key: str) -> None:
+        """Raise DataError when parts of an array were never written: HDF5 would read them as zeros."""
+        if dataset.size == 0 or dataset.is_virtual or dataset.external:
+            return
+        if dataset.chunks is None:
+            complete = dataset.id.get_storage_size() > 0
+        else:
+            chunks = prod(-(-n // c) for n, c in zip(dataset.shape, dataset.chunks, strict=True))
+            complete = dataset.id.get_num_chunks() >= chunks
+        if not complete:
+            raise self.error(
+                "parts of the array were never written",
+                key,
+                found=f"{dataset.id.get_storage_size()} bytes stored",
+                expected=f"all of an array of shape {dataset.shape}",
+                remedy="the writer was stopped half-way: make or fetch the file again",
+            )
 
     def attribute(self, key: str, name: str, *, default: Any = None) -> Any:
         """An attribute of the node at `key`, else `default`; without a default a missing one raises DataError."""

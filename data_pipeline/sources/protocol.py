@@ -1,6 +1,7 @@
 """What a source of raw trajectories promises the build, whether it reads files or solves a PDE."""
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
 from data_pipeline.config import DatasetConfig
@@ -34,6 +35,8 @@ def open_source(config: DatasetConfig) -> Source:
 
         return SolverSource(config.name, config.generate)
     assert config.convert is not None
-    from data_pipeline.sources.the_well import TheWellSource
+    from data_pipeline.sources.files import FileSource
+    from data_pipeline.sources.registry import known_layout, layout
 
-    return TheWellSource(config.name, config.convert)
+    name = config.convert.layout or known_layout(Path(config.convert.path).expanduser())
+    return FileSource(config.name, config.convert, layout(name))

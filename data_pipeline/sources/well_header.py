@@ -323,7 +323,7 @@ def _field(reader: Hdf5Reader, key: str, order: int, trajectories: int, frames: 
     allowed = [lead + grid + part for grid in (varying, sizes) for part in components]
     if dataset.shape not in allowed:
         raise _shape_error(reader, key, dataset.shape, allowed[0], sample_varying, trajectories)
-    _check_written(reader, key, dataset)
+    reader.check_written(dataset, key)
     name, suffixes = key.rpartition("/")[2], ["".join(parts) for parts in product(axes, repeat=order)]
     antisymmetric = order == 2 and reader.flag(key, "antisymmetric", default=False)
     return Field(
@@ -351,25 +351,6 @@ def _shape_error(
         found=f"shape {shape}",
         expected=f"shape {expected} ([trajectory][time] then the axes that @dim_varying marks, then components)",
     )
-
-
-def _check_written(reader: Hdf5Reader, key: str, dataset: Any) -> None:
-    """Raise DataError when parts were never written: HDF5 would read them as zeros."""
-    if dataset.size == 0 or dataset.is_virtual or dataset.external:
-        return
-    if dataset.chunks is None:
-        complete = dataset.id.get_storage_size() > 0
-    else:
-        expected = np.prod([-(-n // c) for n, c in zip(dataset.shape, dataset.chunks, strict=True)])
-        complete = dataset.id.get_num_chunks() >= expected
-    if not complete:
-        raise reader.error(
-            "parts of the array were never written",
-            key,
-            found=f"{dataset.id.get_storage_size()} bytes stored",
-            expected=f"all of an array of shape {dataset.shape}",
-            remedy="the writer was stopped half-way: make or fetch the file again",
-        )
 
 
 def _check_channels(reader: Hdf5Reader, fields: tuple[Field, ...], *, complete: bool) -> None:

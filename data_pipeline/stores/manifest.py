@@ -1,7 +1,8 @@
 """The manifest of a committed dataset: what it holds, and the size and SHA-256 of every file; written last."""
 
+import os
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import ValidationError
@@ -9,10 +10,12 @@ from pydantic import ValidationError
 from data_pipeline.base.config import Config
 from data_pipeline.base.errors import DataError, PdepotError
 from data_pipeline.base.files import digest, read_json, sha256_file, write_json
+from data_pipeline.resample import Resampling
 from data_pipeline.stores.protocol import Statistics
 from data_pipeline.trajectory import DatasetInfo
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+READABLE = (1, 2)
 MANIFEST = "manifest.json"
 
 SplitName = Literal["train", "valid", "test"]
@@ -55,6 +58,10 @@ class Manifest(Config):
     dtype: Literal["float32", "float16"] = "float32"
     rounding_error: tuple[float, ...] = ()
     """Shards only: RMS error of the conversion to `dtype` over each channel's standard deviation."""
+    resampling: Resampling = "none"
+    """Shards only: how the fields came from the store's grid onto that of `info`."""
+    canonical_space: tuple[int, ...] = ()
+    """Shards that are resampled only: grid points of the store along each axis."""
 
 
 def code_version() -> str:
@@ -99,13 +106,13 @@ def read_manifest(path: Path) -> Manifest:
         raise DataError(str(error), remedy=again) from None
     if not isinstance(content, dict) or "format_version" not in content:
         raise DataError("not a dataset manifest", file=file, expected="a mapping with format_version", remedy=again)
-    if content["format_version"] != FORMAT_VERSION:
+    if content["format_version"] not in READABLE:
         raise DataError(
             "the dataset has a format version that this code does not read",
             file=file,
             key="format_version",
             found=content["format_version"],
-            expected=FORMAT_VERSION,
+            expected=f"one of {', '.join(map(str, READABLE))}",
             remedy="update pdepot, or build the dataset again",
         )
     if content.pop("checksum", None) != digest(content):
@@ -121,7 +128,7 @@ def _validated(file: Path, content: dict[str, Any]) -> Manifest:
         key = ".".join(map(str, first["loc"]))
         raise DataError("not a valid manifest", file=file, key=key, found=first["msg"]) from None
     for name in all_files(manifest):
-        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+        if name.startswith("/") or ".." in name.split("/"):
             raise DataError("the manifest names a file outside of its folder", file=file, found=name)
     return manifest
 
@@ -134,27 +141,36 @@ def all_files(manifest: Manifest) -> dict[str, FileRecord]:
     return files
 
 
+def split_files(where: str | Path, manifest: Manifest, split: str) -> dict[str, FileRecord]:
+    """All files that a split of the dataset at `where` needs. Raises DataError when there is no such split."""
+    record = {str(name): value for name, value in manifest.splits.items()}.get(split)
+    if record is None or not record.trajectories:
+        present = ", ".join(f"{name} ({value.trajectories})" for name, value in manifest.splits.items())
+        raise DataError(
+            f"the dataset has no split {split!r}",
+            file=where,
+            found=f"splits with their trajectories: {present}",
+            remedy="name one of these splits, or build the dataset again with more of them",
+        )
+    return manifest.files | record.files
+
+
+def describes(name: str) -> bool:
+    """Whether a file says what is in others, and has no checksums of its own."""
+    return name.endswith(("zarr.json", ".index.npz"))
+
+
 def check_split(path: Path, manifest: Manifest, split: str) -> None:
     """Check the files of a split before anything is read: all sizes, and the SHA-256 of those that describe the rest.
 
     Raises:
         DataError: the split is absent, or a file is missing, cut or damaged; names it.
     """
-    record = {str(name): value for name, value in manifest.splits.items()}.get(split)
-    if record is None or not record.trajectories:
-        present = ", ".join(f"{name} ({value.trajectories})" for name, value in manifest.splits.items())
-        raise DataError(
-            f"the dataset has no split {split!r}",
-            file=path,
-            found=f"splits with their trajectories: {present}",
-            remedy="name one of these splits, or build the dataset again with more of them",
-        )
-    for name, expected in (manifest.files | record.files).items():
-        problem = _problem(path / name, expected, full=name.endswith(("zarr.json", ".index.npz")))
+    for name, expected in split_files(path, manifest, split).items():
+        file = f"{path}/{name}"  # a million trajectories lie in so many files that a Path for each would be felt
+        problem = _problem(file, expected, full=describes(name))
         if problem:
-            raise DataError(
-                problem, file=path / name, remedy="copy the file again, or delete the dataset and build it again"
-            )
+            raise DataError(problem, file=file, remedy="copy the file again, or delete the dataset and build it again")
 
 
 def verify(path: Path) -> list[str]:
@@ -163,7 +179,7 @@ def verify(path: Path) -> list[str]:
         manifest = read_manifest(path)
     except DataError as error:
         return [str(error)]
-    problems = {name: _problem(path / name, record, full=True) for name, record in all_files(manifest).items()}
+    problems = {name: _problem(f"{path}/{name}", record, full=True) for name, record in all_files(manifest).items()}
     return [f"{path / name}: {problem}" for name, problem in sorted(problems.items()) if problem]
 
 
@@ -172,12 +188,12 @@ def splits(path: Path) -> dict[str, int]:
     return {name: record.trajectories for name, record in read_manifest(path).splits.items()}
 
 
-def _problem(file: Path, expected: FileRecord, *, full: bool) -> str:
+def _problem(file: str, expected: FileRecord, *, full: bool) -> str:
     try:
-        size = file.stat().st_size
+        size = os.stat(file).st_size  # noqa: PTH116
         if size != expected.size:
             return f"the file has {size} bytes, the manifest says {expected.size}"
-        if full and sha256_file(file) != expected.sha256:
+        if full and sha256_file(Path(file)) != expected.sha256:
             return "the file is damaged: its SHA-256 is not the one in the manifest"
     except FileNotFoundError:
         return "the file is missing"

@@ -6,7 +6,7 @@ from typing import Protocol
 import numpy as np
 
 from data_pipeline.base.config import Config
-from data_pipeline.trajectory import DatasetInfo, FloatArray
+from data_pipeline.trajectory import BoolArray, DatasetInfo, FloatArray
 
 
 class Statistics(Config):
@@ -19,12 +19,18 @@ class Statistics(Config):
     max: tuple[float, ...]
     change_rms: tuple[float, ...]
     """RMS of the difference between two consecutive frames."""
+    change_mean: tuple[float, ...] = ()
+    """This and the next three are of the same differences; empty in stores of format 1, which lack them."""
+    change_std: tuple[float, ...] = ()
+    change_min: tuple[float, ...] = ()
+    change_max: tuple[float, ...] = ()
 
 
 class TrajectoryStore(Protocol):
     """Random access to the windows of one split of a committed dataset. Safe to share between threads."""
 
-    path: Path
+    path: Path | str
+    """The dataset's folder, or its URL."""
     info: DatasetInfo
     split: str
     digest: str
@@ -45,6 +51,22 @@ class TrajectoryStore(Protocol):
 
     def parameters(self, trajectory: int) -> dict[str, float]:
         """PDE parameters of a trajectory."""
+        ...
+
+    def static(self, trajectory: int) -> FloatArray | None:
+        """Fields of a trajectory that do not change in time, float32 (*space, S); None where the dataset has none.
+
+        Raises:
+            DataError: as `read_into`.
+        """
+        ...
+
+    def mask(self, trajectory: int) -> BoolArray | None:
+        """Points of a trajectory that belong to the domain, bool (*space); None where all do.
+
+        Raises:
+            DataError: as `read_into`.
+        """
         ...
 
     def close(self) -> None:

@@ -1,191 +1,194 @@
 """The canonical store: a Zarr v3 group, lossless, at native resolution, that describes itself.
 
-    <name>.zarr/                attributes: dataset (DatasetInfo), provenance
-      train/ valid/ test/       attributes: provenance of each trajectory; splits without trajectories are absent
+    <name>.zarr/                  attributes: dataset (DatasetInfo), provenance
+      train/ valid/ test/         attributes: physics, licence, provenance; splits without trajectories are absent
         fields      float32 (N, T, *space, C)   a chunk is one frame, a shard some whole trajectories
         time        float64 (N, T)
         parameters  float64 (N, P)              where the dataset has parameters
         static      float32 (N, *space, S)      where the dataset has static fields
+        mask        bool    (N, *space)         where points lie outside of the domain
+        x, y, ...   float64 (n,)                position of the grid points along each axis
+      train.provenance/000000.jsonl ...         where each trajectory of a shard came from
       manifest.json
 
-Every chunk carries a crc32c. A lost Zarr shard reads as the fill value without an error, so the fill value is NaN,
-which no committed field holds, and sizes are checked against the manifest when a store is opened.
+Any Zarr v3 reader opens it; so does xarray (`xarray.open_zarr(store, group="train", consolidated=False)`), with named
+dimensions and coordinates. Here it is read directly: chunks are plain bytes, so a window is one `preadv` into the
+caller's array. Every chunk carries a crc32c. Other readers take a lost shard file for fill values without an error, so
+the fill value is NaN, which no committed field holds.
 """
 
-import os
-from collections.abc import Mapping, Sequence
-from functools import cached_property
+import json
+from collections.abc import Callable
+from functools import lru_cache
+from math import prod
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
 import numpy as np
-import zarr
 from numpy.typing import NDArray
-from zarr.codecs import Crc32cCodec
 
-from data_pipeline.base.errors import DataError
+from data_pipeline.base.errors import DataError, PdepotError
+from data_pipeline.base.files import read_json
 from data_pipeline.stores.committed import CommittedSplit
 from data_pipeline.stores.manifest import Manifest
-from data_pipeline.trajectory import DatasetInfo, FloatArray, Trajectory
+from data_pipeline.stores.reading import Files
+from data_pipeline.stores.zarr_layout import array_file, arrays, origin_text, provenance_file
+from data_pipeline.stores.zarr_shard import ChunkError, ShardReader, read_chunk
+from data_pipeline.trajectory import BoolArray, FloatArray, Trajectory
 
-
-def create(
-    folder: Path, info: DatasetInfo, splits: Mapping[str, int], per_shard: int, provenance: Mapping[str, Any]
-) -> None:
-    """Make the groups and the empty arrays; `per_shard` trajectories share a file of each array."""
-    attributes = {"dataset": info.model_dump(mode="json"), "provenance": dict(provenance)}
-    zarr.create_group(folder, attributes=attributes)
-    for split, count in splits.items():
-        zarr.create_group(folder, path=split)
-        for name, (shape, dtype, names) in _arrays(info).items():
-            whole = (per_shard, *shape)
-            zarr.create_array(
-                folder,
-                name=f"{split}/{name}",
-                shape=(count, *shape),
-                dtype=dtype,
-                chunks=(1, 1, *shape[1:]) if name == "fields" else whole,
-                shards=whole if name == "fields" else None,
-                compressors=[Crc32cCodec()],
-                fill_value=float("nan"),
-                config={"write_empty_chunks": True},
-                dimension_names=("trajectory", *names),
-            )
-
-
-def _arrays(info: DatasetInfo) -> dict[str, tuple[tuple[int, ...], str, tuple[str, ...]]]:
-    """Shape of one trajectory's entry, dtype and dimension names of each array that the dataset has."""
-    arrays: dict[str, tuple[tuple[int, ...], str, tuple[str, ...]]] = {
-        "fields": ((info.frames, *info.space, len(info.channels)), "float32", ("time", *info.axes, "channel")),
-        "time": ((info.frames,), "float64", ("time",)),
-        "parameters": ((len(info.parameters),), "float64", ("parameter",)),
-        "static": ((*info.space, len(info.static_channels)), "float32", (*info.axes, "static_channel")),
-    }
-    return {name: entry for name, entry in arrays.items() if 0 not in entry[0]}
-
-
-def write(
-    folder: Path, info: DatasetInfo, split: str, shard: int, start: int, trajectories: Sequence[Trajectory]
-) -> list[str]:
-    """Write one whole shard of each array; returns the files' paths relative to the store."""
-    columns: dict[str, list[Any]] = {
-        "fields": [t.fields for t in trajectories],
-        "time": [t.times for t in trajectories],
-        "parameters": [[t.parameters[name] for name in info.parameters] for t in trajectories],
-        "static": [t.static for t in trajectories],
-    }
-    files = []
-    for name, (shape, dtype, _) in _arrays(info).items():
-        file = shard_file(split, name, shard, len(shape))
-        # Zarr merges into a file that is there already; one left by a killed attempt must not be read.
-        (folder / file).unlink(missing_ok=True)
-        array = zarr.open_array(folder, path=f"{split}/{name}", mode="r+", config={"write_empty_chunks": True})
-        array[start : start + len(trajectories)] = np.stack([np.asarray(entry, dtype) for entry in columns[name]])
-        files.append(file)
-    return files
-
-
-def write_provenance(folder: Path, split: str, provenance: list[dict[str, Any]]) -> None:
-    """Note in the split's attributes where each trajectory came from."""
-    zarr.open_group(folder, path=split, mode="r+").attrs["provenance"] = provenance
-
-
-def shard_file(split: str, array: str, shard: int, axes: int) -> str:
-    """Path of a file within the store; `axes` counts the axes after the trajectory's."""
-    return f"{split}/{array}/c/{shard}/{'/'.join('0' * axes)}"
+_CHUNKS_IN_MEMORY = 64  # times and parameters of as many shards
 
 
 class ZarrStore(CommittedSplit):
-    """Reads one split through zarr-python. See `TrajectoryStore`."""
+    """Reads one split straight into the caller's array. See `TrajectoryStore` and `CommittedSplit`."""
 
-    def __init__(self, path: Path, manifest: Manifest, split: str) -> None:
-        super().__init__(path, manifest, split)
-        try:
-            self._group = zarr.open_group(path, path=split, mode="r")
-            self._fields = self._group["fields"]
-        except (ValueError, KeyError, OSError) as error:
-            raise DataError("not a readable Zarr group", file=path / split, found=error) from None
+    def __init__(
+        self,
+        path: Path | str,
+        manifest: Manifest,
+        split: str,
+        *,
+        files: Callable[[str], Path] | None = None,
+        checksums: bool = True,
+    ) -> None:
+        super().__init__(path, manifest, split, files=files, checksums=checksums)
+        self._specs = arrays(self.info)
+        self._format = manifest.format_version
+        self._per_shard = self._read_per_shard()
+        self._open = Files(self.file, self.open_files)
+        self._readers = {
+            name: ShardReader(
+                self._open,
+                chunks=self._per_shard * spec.chunks,
+                chunk_bytes=prod(spec.shape) // spec.chunks * np.dtype(spec.dtype).itemsize,
+                checksums=checksums,
+            )
+            for name, spec in self._specs.items()
+            if spec.chunks
+        }
+        self._rows = lru_cache(maxsize=_CHUNKS_IN_MEMORY)(self._read_rows)
 
     def read_into(self, trajectory: int, start: int, out: FloatArray) -> None:
         """See `TrajectoryStore.read_into`."""
         self._check_window(trajectory, start, out)
-        try:
-            out[...] = self._fields[trajectory, start : start + len(out)]
-            damaged = bool(np.isnan(out).any())
-        except Exception as error:  # the codecs' own errors differ with the damage and with the release of zarr
-            raise self._blame(trajectory, start, len(out), error) from error
-        if damaged:
-            raise self._blame(trajectory, start, len(out), "a chunk is missing")
+        direct = out.dtype == np.dtype("<f4") and out.flags.c_contiguous
+        buffer: NDArray[Any] = out if direct else np.empty(out.shape, "<f4")
+        self._read("fields", trajectory, start, buffer)
+        if not direct:
+            out[...] = buffer
 
     def parameters(self, trajectory: int) -> dict[str, float]:
         """See `TrajectoryStore.parameters`."""
         self._check_trajectory(trajectory)
         if not self.info.parameters:
             return {}
-        return dict(zip(self.info.parameters, self._parameters[trajectory].tolist(), strict=True))
+        return dict(zip(self.info.parameters, self._row("parameters", trajectory).tolist(), strict=True))
+
+    def static(self, trajectory: int) -> FloatArray | None:
+        """See `TrajectoryStore.static`."""
+        self._check_trajectory(trajectory)
+        if not self.info.static_channels:
+            return None
+        if self._format == 1:  # one chunk for all trajectories of a shard
+            row: FloatArray = self._read_rows("static", trajectory // self._per_shard)[trajectory % self._per_shard]
+            return row.copy()
+        values = np.empty((1, *self._specs["static"].shape), "<f4")
+        self._read("static", trajectory, 0, values)
+        first: FloatArray = values[0]
+        return first
+
+    def mask(self, trajectory: int) -> BoolArray | None:
+        """See `TrajectoryStore.mask`."""
+        self._check_trajectory(trajectory)
+        if not self.info.masked:
+            return None
+        values = np.empty((1, *self.info.space), np.bool_)
+        self._read("mask", trajectory, 0, values)
+        first: BoolArray = values[0]
+        return first
 
     def trajectory(self, number: int) -> Trajectory:
-        """A whole trajectory with all that is stored beside its fields."""
+        """A whole trajectory with all that is stored beside its fields. Raises DataError as `read_into`."""
         fields = np.empty((self.info.frames, *self.info.space, len(self.info.channels)), np.float32)
         self.read_into(number, 0, fields)
-        static = self._read("static", number) if self.info.static_channels else None
         return Trajectory(
             fields=fields,
-            times=self._read("time", number),
+            times=self._row("time", number).copy(),
             parameters=self.parameters(number),
-            static=static,
-            provenance=self._provenance[number],
+            static=self.static(number),
+            mask=self.mask(number),
+            provenance=self._provenance(number),
         )
 
     def close(self) -> None:
-        """Zarr opens files only while it reads; nothing is held."""
+        """See `TrajectoryStore.close`."""
+        self._open.close()
+        for reader in self._readers.values():
+            reader.close()
+        self._rows.cache_clear()
 
-    @cached_property
-    def _parameters(self) -> NDArray[np.float64]:
-        values: NDArray[np.float64] = self._read("parameters", slice(None))
-        return values
-
-    @cached_property
-    def _provenance(self) -> list[dict[str, str | int | float]]:
-        return list(self._group.attrs["provenance"])
-
-    def _read(self, name: str, selection: int | slice) -> Any:
+    def _read_per_shard(self) -> int:
+        """Trajectories in a shard, as the metadata of the fields say."""
+        file = self.file(f"{self.split}/fields/zarr.json")
         try:
-            values = np.asarray(self._group[name][selection])
-        except Exception as error:  # as in read_into
-            raise DataError(
-                f"damaged data: {error}", file=self.path / self.split / name, key=f"{selection}"
-            ) from error
-        if np.isnan(values).any():
-            raise DataError("damaged data: a chunk is missing", file=self.path / self.split / name, key=f"{selection}")
-        return values
+            shape = read_json(file)["chunk_grid"]["configuration"]["chunk_shape"]
+            if shape[1:] == list(self._specs["fields"].shape) and int(shape[0]) > 0:
+                return int(shape[0])
+        except (PdepotError, KeyError, TypeError, ValueError, IndexError) as error:
+            raise DataError("not readable metadata of a Zarr array", file=file, found=error) from None
+        raise DataError("the shape of a shard does not fit the dataset", file=file, found=shape)
 
-    def _blame(self, trajectory: int, start: int, count: int, problem: object) -> DataError:
-        """The error for a damaged window: finds its first bad frame, and where that lies in the shard."""
-        per_shard = self._fields.shards[0]
-        file = self.path / shard_file(self.split, "fields", trajectory // per_shard, self._fields.ndim - 1)
-        frame: int | str = f"{start}..{start + count}"
-        for candidate in range(start, start + count):
-            try:
-                if np.isnan(self._fields[trajectory, candidate]).any():
-                    frame = candidate
-                    break
-            except Exception:  # as in read_into
-                frame = candidate
-                break
-        offset = _chunk_offset(file, self._fields.shape[1], per_shard, trajectory % per_shard, frame)
-        return self._damaged(problem, file=file, trajectory=trajectory, frame=frame, offset=offset)
+    def _name(self, array: str, shard: int) -> str:
+        return array_file(self.split, array, shard, len(self._specs[array].shape))
 
+    def _read(self, array: str, trajectory: int, start: int, out: NDArray[Any]) -> None:
+        """Fill `out` (n, ...), contiguous, with the chunks of a trajectory from `start` on."""
+        if not out.size:
+            return
+        shard, place = divmod(trajectory, self._per_shard)
+        name, first = self._name(array, shard), place * self._specs[array].chunks
+        try:
+            self._readers[array].read_into(name, first + start, out.view(np.uint8).reshape(len(out), -1))
+        except OSError as error:
+            raise self._error(error.strerror, name, trajectory, start if array == "fields" else array) from error
+        except ChunkError as damage:
+            frame = max(damage.chunk - first, start) if array == "fields" else array
+            raise self._error(damage, name, trajectory, frame, damage.offset) from None
 
-def _chunk_offset(file: Path, frames: int, per_shard: int, trajectory: int, frame: int | str) -> int | str:
-    """Byte offset of a frame, from the shard's index: (offset, length) pairs and a crc32c at the file's end."""
-    size = 16 * frames * per_shard
-    try:
-        with file.open("rb") as shard:
-            shard.seek(-(size + 4), os.SEEK_END)
-            tail = shard.read(size)
-    except OSError:  # gone, or too short
-        return "unknown"
-    if len(tail) != size or isinstance(frame, str):
-        return "unknown"
-    return int(np.frombuffer(tail, "<u8").reshape(per_shard, frames, 2)[trajectory, frame, 0])
+    def _row(self, array: str, trajectory: int) -> NDArray[np.float64]:
+        shard, place = divmod(trajectory, self._per_shard)
+        row: NDArray[np.float64] = self._rows(array, shard)[place]
+        return row
+
+    def _read_rows(self, array: str, shard: int) -> NDArray[Any]:
+        """The file of an array that holds one chunk, a row a trajectory."""
+        spec, name = self._specs[array], self._name(array, shard)
+        try:
+            return read_chunk(self._open, name, spec.dtype, (self._per_shard, *spec.shape))
+        except OSError as error:
+            raise self._error(error.strerror, name, shard * self._per_shard, array) from error
+        except ChunkError as damage:
+            raise self._error(damage, name, shard * self._per_shard, array, damage.offset) from None
+
+    def _provenance(self, trajectory: int) -> dict[str, str | int | float]:
+        if self._format == 1:
+            attributes = read_json(self.file(f"{self.split}/zarr.json"))["attributes"]
+            return dict(attributes["provenance"][trajectory])
+        shard, place = divmod(trajectory, self._per_shard)
+        name = provenance_file(self.split, shard)
+        try:
+            line = json.loads(self._open.read(name).splitlines()[place])
+            if google_crc32c.value(origin_text(line["provenance"])) == line["crc32c"]:
+                return dict(line["provenance"])
+            problem: object = "the checksum does not match"
+        except OSError as error:
+            problem = error.strerror
+        except (ValueError, KeyError, TypeError, IndexError) as error:
+            problem = f"not a readable line ({error})"
+        raise self._error(problem, name, trajectory, "provenance")
+
+    def _error(
+        self, problem: object, name: str, trajectory: int, frame: int | str, offset: int | str = "unknown"
+    ) -> DataError:
+        return self._damaged(problem, file=self.file(name), trajectory=trajectory, frame=frame, offset=offset)

@@ -59,6 +59,8 @@ class BaselineModelConfig(Architecture):
     """As in `OperatorConfig.slots`."""
     condition: ClassVar[bool] = False
     """No baseline is told of its equation."""
+    resize_position: ClassVar[bool] = False
+    patch_size: ClassVar[int] = 1
 
 
 class BaselineConfig(Architecture):

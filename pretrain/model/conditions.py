@@ -3,7 +3,8 @@
 The features of a sample, in this order, so that a parameter which joins later changes none before it:
 
     log10(dt)                                       dt in the equation's unit of time
-    periodic, wall, open                            for each axis; all zero where the boundary is not known
+    periodic, wall, open                            for each axis; all zero where the boundary is not known, and
+                                                    periodic along axes of the network that the fields lack
     known, sign, log10(max(|value|, 1e-8))          for each parameter; all zero where the sample lacks it
 
 Parameters span many powers of ten, may be zero or negative, and a new dataset must not change what the features of an
@@ -35,9 +36,14 @@ def parameter_union(carried: Iterable[Sequence[str]]) -> tuple[str, ...]:
 
 
 def dataset_features(dt: float, boundaries: Sequence[Boundary], axes: int) -> list[float]:
-    """The features that all samples of a dataset share; `boundaries` is empty where they are not known."""
-    kinds = [float(kind == boundary) for boundary in boundaries for kind in BOUNDARIES]
-    return [math.log10(dt), *(kinds or [0.0] * len(BOUNDARIES) * axes)]
+    """The features that all samples of a dataset share; `boundaries` is empty where they are not known.
+
+    Fields of fewer than `axes` axes are constant along the others, and so periodic.
+    """
+    if not boundaries:
+        return [math.log10(dt), *[0.0] * len(BOUNDARIES) * axes]
+    everywhere = (*boundaries, *("periodic",) * (axes - len(boundaries)))
+    return [math.log10(dt), *(float(kind == boundary) for boundary in everywhere for kind in BOUNDARIES)]
 
 
 def parameter_features(values: Tensor) -> Tensor:

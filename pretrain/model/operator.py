@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self, cast
+from typing import Any, Literal, Self
 
 import torch
 from pydantic import field_validator, model_validator
@@ -19,6 +19,7 @@ from pretrain.model.baseline import Baseline, BaselineConfig, chosen
 from pretrain.model.conditions import condition_count, dataset_features, parameter_features
 from pretrain.model.config import NetworkConfig
 from pretrain.model.dpot import Dpot, Folded
+from pretrain.model.grids import lifted_grid, on_lifted_grid
 from pretrain.model.normalisation import Normalisation, dataset_figures, sample_figures
 from pretrain.model.reference import load_weights
 
@@ -47,6 +48,8 @@ class DatasetScaling(Config):
     """For each spatial axis; none where they are not known."""
     parameters: tuple[str, ...] = ()
     """Names of the PDE parameters that its trajectories carry."""
+    space: tuple[int, ...] = ()
+    """Its own grid, which may have fewer axes than the network's; empty where it is the network's."""
 
 
 class OperatorConfig(Config):
@@ -79,7 +82,10 @@ class OperatorConfig(Config):
                 raise ValueError(f"dataset {d.name} has fields {d.channels}, the slots are {self.channels}")
             if len(d.channels) > len(self.channels):
                 raise ValueError(f"dataset {d.name} has more fields than there are slots, {len(self.channels)}")
-            if d.boundaries and len(d.boundaries) != len(self.network.space):
+            space = d.space or self.network.space
+            if len(space) > len(self.network.space):
+                raise ValueError(f"dataset {d.name} has the grid {space}, more axes than the network's")
+            if d.boundaries and len(d.boundaries) != len(space):
                 raise ValueError(f"dataset {d.name} has {len(d.boundaries)} boundaries, expected one for each axis")
         count = condition_count(len(self.network.space), len(self.parameters))
         if self.network.conditions not in (0, count) or (self.parameters and not self.network.conditions):
@@ -98,6 +104,7 @@ class Operator(nn.Module):
     `predict: change`  y = x_last + 0.1 * s * network((x - m) / s), so the network's unit of change is a tenth of a
     deviation (`mean_std`, `sample`), of the RMS (`rms`) or of the field's own unit (`none`).
     What is in slots that the dataset does not have is not seen by the network, and what comes out there means nothing.
+    Fields of fewer axes than the network's are constant along those that they lack, see `pretrain.model.grids`.
     """
 
     shift: Tensor
@@ -165,7 +172,8 @@ class Operator(nn.Module):
         """Predict the next frames.
 
         Args:
-            history: (B, *space, T_in, C), physical units, channels in their slots.
+            history: (B, *space, T_in, C), physical units, channels in their slots. Axes of the network that the
+                dataset lacks are left out, or have one point.
             dataset: (B,) int64, row of each sample's dataset.
             parameters: (B, P), each sample's PDE parameters in the order of `config.parameters`, NaN where it lacks
                 one; None where none is known. An operator without conditions makes no use of them.
@@ -180,14 +188,27 @@ class Operator(nn.Module):
         owned = _expand(self.owned[dataset], history)
         x = torch.where(owned, (history - shift) / scale, PADDING[self.config.slots] if padding is None else padding)
         told = (self.conditions(dataset, parameters),) if self.config.network.conditions else ()
-        y = self.network(x, *told) if folded is None else self.network(x, *told, folded=folded)
+        given: dict[str, Any] = {} if folded is None else {"folded": folded}
+        y = on_lifted_grid(lambda wide: self.network(wide, *told, **given), x, self.lifted(x.shape[1:-2]))
         if self.config.predict == "change":
-            return cast(Tensor, history[..., -1:, :] + CHANGE_UNIT * scale * y)
-        return cast(Tensor, shift + scale * y)
+            return history[..., -1:, :] + CHANGE_UNIT * scale * y
+        return shift + scale * y
 
     def fold(self, space: Sequence[int]) -> Folded | None:
-        """The network's products of weights alone, to be computed once for a roll-out; None for baselines."""
-        return self.network.fold(space) if isinstance(self.network, Dpot) else None
+        """The network's products of weights alone, for fields on the grid `space`, to be computed once for a roll-out.
+
+        None for baselines.
+        """
+        return self.network.fold(self.lifted(space)) if isinstance(self.network, Dpot) else None
+
+    def lifted(self, space: Sequence[int]) -> tuple[int, ...]:
+        """The grid on which the network sees fields on the grid `space`."""
+        network = self.config.network
+        return lifted_grid(space, len(network.space), network.patch_size)
+
+    def grid(self, dataset: str) -> tuple[int, ...]:
+        """A dataset's own grid."""
+        return self.config.datasets[self.dataset_index(dataset)].space or self.config.network.space
 
     def figures(self, history: Tensor, dataset: Tensor) -> tuple[Tensor, Tensor]:
         """Shift and scale of each sample's channels, two (B, 1, ..., 1, C); arguments as in `forward`."""
@@ -215,13 +236,18 @@ class Operator(nn.Module):
                 raise ConfigError("not a value of a parameter", key=name, found=value, expected="a finite number")
         return self.scale.new_tensor([parameter_row(values, names)])
 
-    def takes_grid(self, space: Sequence[int]) -> bool:
-        """Whether histories may have this grid."""
-        network = self.config.network
-        if tuple(space) == network.space:
-            return True
-        resizable = network.resize_position and len(space) == len(network.space)
-        return resizable and all(n > 0 and n % network.patch_size == 0 for n in space)
+    @property
+    def grids(self) -> set[tuple[int, ...]]:
+        """The grids of its datasets."""
+        return {self.grid(d.name) for d in self.config.datasets}
+
+    def takes_grid(self, space: Sequence[int], dataset: str) -> bool:
+        """Whether histories of a dataset may have this grid; axes that it lacks are left out, or have one point."""
+        network, axes = self.config.network, len(self.grid(dataset))
+        if len(space) not in (axes, len(network.space)) or any(n < 1 for n in space) or set(space[axes:]) - {1}:
+            return False
+        grid = self.lifted(space)
+        return grid == network.space or (network.resize_position and not any(n % network.patch_size for n in grid))
 
     @property
     def frames_in(self) -> int:

@@ -26,7 +26,7 @@ class DatasetOperator(nn.Module):
     def __init__(self, operator: Operator, dataset: str, device: str) -> None:
         super().__init__()
         self.operator = copy.deepcopy(operator).to(device).eval().requires_grad_(False)
-        self.folded = _owned(self.operator.fold(operator.config.network.space))
+        self.folded = _owned(self.operator.fold(operator.grid(dataset)))
         self.row, slots = operator.dataset_index(dataset), operator.slots(dataset)
         self.register_buffer("slots", torch.tensor(slots))
         self.register_buffer("channel_of_slot", torch.tensor(_places(range(len(operator.config.channels)), slots)))

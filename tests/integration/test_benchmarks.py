@@ -13,7 +13,11 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
-    [["model", "--sizes", "nano", "--batch", "1", "--rounds", "1"], ["rollout", "--sizes", "nano", "--rounds", "1"]],
+    [
+        ["model", "--sizes", "nano", "--batch", "1", "--rounds", "1"],
+        ["rollout", "--sizes", "nano", "--rounds", "1"],
+        ["data", "--size", "8", "--trajectories", "32", "--index", "64", "--ranks", "1", "--rounds", "1"],
+    ],
     ids=lambda arguments: arguments[0],
 )
 def test_a_benchmark_ends_with_its_figures(arguments: list[str]) -> None:

@@ -1,38 +1,35 @@
-"""Builds and exports with real Ray tasks: killed, repeated, run twice at once, and fed with damaged files."""
+"""Builds and exports with real Ray tasks, into folders and into an object store, and the tasks themselves."""
 
 import os
-import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
 
 from data_pipeline import jobs
 from data_pipeline.base.errors import DataError, PdepotError
-from data_pipeline.base.files import sha256_file
 from data_pipeline.build import build_store
 from data_pipeline.config import ConvertConfig, DatasetConfig, ExportConfig, GenerateConfig, StoreConfig
 from data_pipeline.export import export_shards
-from data_pipeline.stores import open_store, verify
+from data_pipeline.stores import CacheConfig, open_store, verify
 from data_pipeline.stores.protocol import read_window
-from data_pipeline.workers import ray_session, run_tasks
+from data_pipeline.workers import keep_ray, ray_session, run_tasks
+from launch.cli import main
+from tests.s3 import s3_server
+from tests.small_jobs import remote_tree, tree
 from tests.well_files import write_dataset
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 MEMORY = 2**20
 
 
 @pytest.fixture(scope="module", autouse=True)
 def ray() -> Iterator[None]:
-    with ray_session():
+    """An object store, and Ray, whose workers know the way to it."""
+    with s3_server(), keep_ray(), ray_session():
         yield
 
 
@@ -74,48 +71,8 @@ def clean(config: DatasetConfig, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return build_store(config, tmp_path_factory.mktemp("clean"))
 
 
-def tree(folder: Path) -> dict[str, str]:
-    return {p.relative_to(folder).as_posix(): sha256_file(p) for p in folder.rglob("*") if p.is_file()}
-
-
 def times(folder: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in [folder, *folder.rglob("*")]}
-
-
-BUILD = """
-import sys
-from pathlib import Path
-from data_pipeline.build import build_store
-from data_pipeline.config import DatasetConfig
-build_store(DatasetConfig.model_validate_json(sys.argv[1]), Path(sys.argv[2]), max_in_flight=1)
-"""
-
-
-def receipts(root: Path) -> int:
-    journal = root / ".flow.zarr.partial/journal.jsonl"
-    return journal.read_bytes().count(b"\n") if journal.exists() else 0
-
-
-@pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGTERM])
-def test_a_killed_build_continues_to_the_same_bytes(
-    config: DatasetConfig, clean: Path, tmp_path: Path, stop: signal.Signals
-) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-c", BUILD, config.model_dump_json(), str(tmp_path)],
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-        cwd=tmp_path,
-        stdout=subprocess.DEVNULL,
-    )
-    while receipts(tmp_path) < 2 and process.poll() is None:
-        time.sleep(0.005)
-    process.send_signal(stop)
-    assert process.wait() != 0
-    assert not (tmp_path / "flow.zarr").exists()
-    done = receipts(tmp_path)
-    assert 2 <= done < sum(COUNTS.values())
-    store = build_store(config, tmp_path)
-    assert tree(store) == tree(clean)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".flow.zarr.lock", "flow.zarr"]
 
 
 def test_a_second_run_does_nothing_and_starts_no_ray(
@@ -142,16 +99,6 @@ def test_a_second_run_does_nothing_and_starts_no_ray(
     ]
 
 
-def test_two_builds_at_once_give_one_store(
-    config: DatasetConfig, clean: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with ThreadPoolExecutor(2) as pool:
-        stores = list(pool.map(lambda _: build_store(config, tmp_path), range(2)))
-    assert stores == [tmp_path / "flow.zarr"] * 2
-    assert tree(stores[0]) == tree(clean)
-    assert capsys.readouterr().out.count("up to date, nothing to do") == 1
-
-
 def test_export_from_another_folder_with_relative_paths(
     clean: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -164,20 +111,6 @@ def test_export_from_another_folder_with_relative_paths(
             np.testing.assert_array_equal(
                 read_window(open_store(shards, split), i, 0, 3), read_window(open_store(clean, split), i, 0, 3)
             )
-
-
-def test_a_damaged_trajectory_fails_the_build_once_and_publishes_nothing(tmp_path: Path) -> None:
-    write_dataset(tmp_path / "raw", {"train": 8})
-    file = tmp_path / "raw/data/train/train.hdf5"
-    with h5py.File(file, "r+") as content:
-        content["t0_fields/density"][5, 1, 2, 3] = np.nan
-    with pytest.raises(DataError, match=r"(?s)train\.hdf5.*density") as caught:
-        build_store(converted(tmp_path / "raw"), tmp_path / "out")
-    assert type(caught.value) is DataError
-    assert not (tmp_path / "out/flow.zarr").exists()
-    shutil.rmtree(tmp_path / "raw")
-    write_dataset(tmp_path / "raw", {"train": 8})
-    assert verify(build_store(converted(tmp_path / "raw"), tmp_path / "out")) == []
 
 
 def test_a_missing_source_fails_before_any_file_is_written(tmp_path: Path) -> None:
@@ -195,6 +128,37 @@ def test_a_store_damaged_after_its_size_was_checked_fails_the_export(tmp_path: P
     with pytest.raises(DataError, match="train/fields/c/1/0/0/0/0"):
         export_shards(store, tmp_path, ExportConfig())
     assert not (tmp_path / "solved.shards").exists()
+
+
+@pytest.fixture(scope="module")
+def remote(config: DatasetConfig) -> tuple[str, str]:
+    """URLs of a store in an object store, and of the shards that were exported from it."""
+    store = build_store(config, "s3://bucket/data")
+    return store, export_shards(store, "s3://bucket/data", ExportConfig(trajectories_per_shard=4))
+
+
+def test_an_object_store_gets_the_same_bytes_as_a_folder(remote: tuple[str, str], clean: Path, tmp_path: Path) -> None:
+    shards = export_shards(clean, tmp_path, ExportConfig(trajectories_per_shard=4))
+    assert remote == ("s3://bucket/data/flow.zarr", "s3://bucket/data/flow.shards")
+    assert remote_tree(remote[0]) == tree(clean)
+    assert remote_tree(remote[1]) == tree(shards)
+
+
+def test_what_was_built_in_an_object_store_can_be_read(remote: tuple[str, str], clean: Path, tmp_path: Path) -> None:
+    for url in remote:
+        there = open_store(url, "train", cache=CacheConfig(folder=str(tmp_path)))
+        np.testing.assert_array_equal(read_window(there, 7, 0, 3), read_window(open_store(clean, "train"), 7, 0, 3))
+
+
+def test_the_command_line_says_that_a_remote_store_is_up_to_date(
+    remote: tuple[str, str], config: DatasetConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "flow.yaml"
+    file.write_text(config.model_dump_json(exclude_none=True))  # JSON is YAML
+    assert main(["data", "convert", str(file), "--root", "s3://bucket/data"]) == 0
+    assert main(["data", "export", remote[0], "trajectories_per_shard=4"]) == 0
+    said = [f"{remote[0]}: up to date, nothing to do", remote[0], f"{remote[1]}: up to date, nothing to do", remote[1]]
+    assert capsys.readouterr().out.splitlines() == said
 
 
 # Tasks

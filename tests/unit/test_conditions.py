@@ -144,7 +144,7 @@ def test_rollouts_and_evaluations_are_told_the_trajectorys_parameters() -> None:
 
 def test_the_objective_tells_its_samples_parameters() -> None:
     operator, values = trained(conditioned()), torch.tensor([[4.0, NAN], [NAN, 2.0]])
-    batch = Batch(
+    batch = Batch.of(
         history=history(), target=torch.ones(2, 8, 8, 1, 2), channel_mask=torch.ones(2, 2, dtype=torch.bool),
         dataset=ROWS, dt=torch.ones(2), parameters=values, position=torch.arange(2),
     )  # fmt: skip

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from data_pipeline.base.config import build
 from data_pipeline.base.errors import ConfigError, DataError
 from data_pipeline.base.files import write_json
+from data_pipeline.config import ScoreConfig
 from pretrain.evaluate import Evaluation, evaluate
 from pretrain.metrics import relative_l2, vrmse
 from pretrain.model.operator import Operator
@@ -68,6 +69,21 @@ def test_persistence_of_a_constant_trajectory_is_zero() -> None:
     assert (found.persistence, found.one_step_persistence, found.persistence_vrmse) == (0, 0, 0)
     assert found.persistence_over_time == (0.0,) * (FRAMES - T_IN)
     assert found.relative_l2 > 0.1
+
+
+def test_only_what_is_to_be_scored_counts() -> None:
+    fields = travelling_waves()
+    field = WAVE[1]
+    found = evaluate(Scaled(), MemoryStore(fields), score=ScoreConfig(frames=2, every=2, channels=(field,)))
+    truth = torch.from_numpy(fields[:, T_IN : T_IN + 2, ::2, ::2, 1:])
+    prediction = truth * (1.1 ** torch.arange(1, 3))[:, None, None, None]
+    persistence = torch.from_numpy(fields[:, T_IN - 1 : T_IN, ::2, ::2, 1:]).expand_as(truth)
+    assert (found.frames, found.every, found.channels, list(found.per_channel)) == (2, 2, (field,), [field])
+    assert found.relative_l2 == pytest.approx(relative_l2(prediction, truth).item(), rel=1e-5)
+    assert found.persistence == pytest.approx(relative_l2(persistence, truth).item(), rel=1e-6)
+    assert found.vrmse == pytest.approx(vrmse(prediction, truth).mean().item(), rel=1e-5)
+    with pytest.raises(ConfigError, match=r"score.channels[\s\S]*did you mean"):
+        evaluate(Scaled(), MemoryStore(fields), score=ScoreConfig(channels=(f"{field}_",)))
 
 
 def test_errors_are_those_of_the_rolled_out_frames() -> None:

@@ -1,5 +1,6 @@
 """Validation finds every problem of a dataset, and the report says what the dataset holds."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,14 @@ from matplotlib import image
 from data_pipeline.base.errors import DataError
 from data_pipeline.config import ConvertConfig
 from data_pipeline.inspect import ChannelFigures, Report, info, validate
-from data_pipeline.sources.the_well import TheWellSource
-from data_pipeline.stores import shards, statistics, zarr_store
+from data_pipeline.sources.files import FileSource
+from data_pipeline.sources.the_well import LAYOUT
+from data_pipeline.stores import statistics, zarr_writer
 from data_pipeline.stores.manifest import Manifest, SplitRecord, record_file, write_manifest
+from data_pipeline.stores.shard_index import index_name, write_index
+from data_pipeline.stores.shard_writer import write_shard
+from data_pipeline.stores.shards import shard_name
+from tests.layout_files import advection, random, write_hdf5
 from tests.well_files import write_dataset, write_well
 
 
@@ -48,7 +54,7 @@ def test_a_single_file_can_be_looked_at(tmp_path: Path) -> None:
     write_well(tmp_path / "some.h5")
     report = validate(tmp_path / "some.h5")
     assert report.ok
-    assert report.splits == {"file": 3}
+    assert report.splits == {"undivided": 3}
 
 
 def test_all_problems_are_found_and_not_just_the_first(tmp_path: Path) -> None:
@@ -139,9 +145,83 @@ def test_files_that_disagree_are_reported_and_still_read(tmp_path: Path) -> None
     write_dataset(tmp_path)
     write_well(tmp_path / "data" / "test" / "test.hdf5", dt=0.5, space=(4, 4))
     report = validate(tmp_path)
-    assert problems_with(report, "differ in space")
-    assert problems_with(report, "differ in time step")
+    (problem,) = problems_with(report, "differ in space, time step")
+    wide, narrow = "train/train.hdf5, valid/valid.hdf5: space 8, 6; time step 0.25", "test/test.hdf5: space 4, 4; time"
+    for words in ("2 datasets", wide, narrow):
+        assert words in problem
     assert report.channels["density"].count == 5 * (5 * 8 * 6) + 3 * (5 * 4 * 4)
+
+
+def test_what_the_configuration_settles_is_noted_once(tmp_path: Path) -> None:
+    for number, frames in enumerate((5, 6, 5, 7)):
+        write_well(tmp_path / "data" / ("test" if number else "train") / f"{number}.hdf5", frames=frames, seed=number)
+    report = validate(tmp_path)
+    assert report.ok, report.text()
+    assert len([note for note in report.notes if "differ in frames (5, 6, 7): convert.frames" in note]) == 1
+
+
+def test_files_of_several_layouts_axes_and_kinds_are_looked_at_all_the_same(tmp_path: Path) -> None:
+    advection(tmp_path / "1D_Advection_Sols_beta0.1.hdf5")
+    flow = {key: random(2, 3, 4, 4, seed=n) for n, key in enumerate(("density", "pressure", "Vx", "Vy"))}
+    edges = {"x-coordinate": np.arange(4.0), "y-coordinate": np.arange(4.0), "t-coordinate": np.arange(4.0)}
+    write_hdf5(tmp_path / "2D_CFD_Rand_M1.0_Eta0.1_Zeta0.1_periodic_4_Train.hdf5", flow | edges)
+    (tmp_path / "readme.txt").write_text("text")
+    report = info(tmp_path, tmp_path / "one.png")
+    assert (report.layout, report.info, report.splits) == ("PDEBench", None, {"undivided": 6})
+    assert len(report.problems) == 1
+    assert problems_with(report, "differ in axes, space", "2 datasets", "axes x;", "axes x, y;")
+    assert report.channels["u"].count == 4 * 5 * 16
+    assert report.channels["pressure"].count == 2 * 3 * 4 * 4
+    assert "not of this layout, and not looked at: readme.txt" in report.notes
+    assert (tmp_path / "one.png").exists()
+
+
+def test_where_only_the_time_is_wrong_the_fields_are_read(tmp_path: Path) -> None:
+    values = random(4, 5, 16)
+    values[1, 2, 3] = np.nan
+    path = advection(tmp_path / "1D_Advection_Sols_beta0.1.hdf5", t_coordinate=np.zeros(6), tensor=values)
+    report = validate(path)
+    assert problems_with(report, "time is not increasing", "t-coordinate")
+    assert problems_with(report, "channel u: 1 NaN", "trajectory 1, frame 2")
+    assert "the time step is not known" in report.text()
+
+
+def test_the_split_rule_is_said(tmp_path: Path, shared: Path) -> None:
+    path = advection(tmp_path / "1D_Advection_Sols_beta0.1.hdf5")
+    assert "split rule  their publisher's: test 0.1, train rest" in validate(path).text()
+    layouts = shared / "data" / "layouts"
+    assert "split rule  none: give one as convert.splits" in validate(layouts / "pbdl").text()
+    report = validate(layouts / "poseidon" / "ACE.nc")
+    assert any("the splits need more than there is" in note for note in report.notes)
+
+
+def test_a_mask_that_became_a_field_may_be_one_everywhere(tmp_path: Path, shared: Path) -> None:
+    cavity = shared / "data" / "layouts" / "cfdbench" / "cavity"
+    config = {"path": str(cavity), "channels": ["velocity_x", "mask"], "splits": {"train": 2, "test": 1}}
+    (tmp_path / "one.yaml").write_text(json.dumps({"name": "one", "convert": config}))
+    report = validate(tmp_path / "one.yaml")
+    assert report.ok, report.text()
+    assert "channel mask is constant: 1 everywhere" in report.notes
+
+
+def test_many_problems_are_counted_and_some_are_printed(tmp_path: Path) -> None:
+    report = Report(tmp_path, "none", None, {}, problems=[f"number {n}." for n in range(80)])
+    assert "80 problems:" in report.text()
+    assert "number 49." in report.text()
+    assert "number 50." not in report.text()
+    assert report.text().endswith("- and 30 more")
+
+
+def test_a_file_that_says_nothing_of_itself_is_described(tmp_path: Path) -> None:
+    np.savez(tmp_path / "some.npz", speed=np.zeros((3, 4)), t=np.zeros(3))
+    with pytest.raises(DataError, match=r"speed \(3, 4\), t \(3,\)[\s\S]*layout: plain"):
+        validate(tmp_path / "some.npz")
+
+
+def test_a_folder_of_datasets_names_one(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "inside")
+    with pytest.raises(DataError, match=r"it holds datasets[\s\S]*inside"):
+        validate(tmp_path)
 
 
 def test_figures_survive_a_large_mean() -> None:
@@ -167,7 +247,7 @@ def test_the_picture_has_a_row_for_each_channel(tmp_path: Path, space: tuple[int
 
 def test_a_picture_of_nothing_is_refused(tmp_path: Path) -> None:
     (tmp_path / "broken.h5").write_bytes(b"not HDF5")
-    with pytest.raises(DataError, match="no trajectory to draw"):
+    with pytest.raises(DataError, match="not a readable HDF5 file"):
         info(tmp_path / "broken.h5", tmp_path / "one.png")
     assert not (tmp_path / "one.png").exists()
 
@@ -175,29 +255,28 @@ def test_a_picture_of_nothing_is_refused(tmp_path: Path) -> None:
 def test_what_is_no_dataset_is_refused_with_what_is_expected(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="Zarr store"):
         validate(tmp_path / "absent")
-    with pytest.raises(DataError, match="Zarr store"):
+    with pytest.raises(DataError, match=r"an empty folder[\s\S]*The Well, PDEBench"):
         validate(tmp_path)
     (tmp_path / "notes.txt").write_text("text")
     with pytest.raises(DataError, match=r"\.txt"):
         validate(tmp_path / "notes.txt")
 
 
-def write_store(folder: Path, kind: str, source: TheWellSource, chosen: dict[str, list[int]]) -> Path:
+def write_store(folder: Path, kind: str, source: FileSource, chosen: dict[str, list[int]]) -> Path:
     """A committed store of the chosen trajectories of each split, without the machinery of a build."""
     splits, moments = {}, []
     if kind == "zarr":
-        zarr_store.create(folder, source.info, {split: len(numbers) for split, numbers in chosen.items()}, 2, {})
+        zarr_writer.create(folder, source.info, {split: len(numbers) for split, numbers in chosen.items()}, 3, {})
     for split, numbers in chosen.items():
         trajectories = [next(source.read(split, number, number + 1)) for number in numbers]
         moments += [statistics.measure(one.fields).model_dump(mode="json") for one in trajectories]
         if kind == "zarr":
-            names = zarr_store.write(folder, source.info, split, 0, 0, trajectories)
-            zarr_store.write_provenance(folder, split, [dict(one.provenance) for one in trajectories])
+            files = zarr_writer.write_shard(folder, source.info, split, 0, 3, trajectories)
         else:
-            names = [shards.shard_name(split, 0), shards.index_name(split)]
-            entries = shards.write_shard(folder / names[0], split, 0, trajectories)
-            shards.write_index(folder / names[1], source.info, [(0, entries)])
-        files = {name: record_file(folder / name) for name in names}
+            names = [shard_name(split, 0), index_name(split)]
+            _, entries = write_shard(folder / names[0], split, 0, trajectories)
+            write_index(folder / names[1], source.info, len(entries), ((0, entry) for entry in entries))
+            files = {name: record_file(folder / name) for name in names}
         splits[split] = SplitRecord(trajectories=len(numbers), files=files)
     content = {
         "kind": kind,
@@ -218,7 +297,7 @@ def write_store(folder: Path, kind: str, source: TheWellSource, chosen: dict[str
 @pytest.mark.parametrize("kind", ["zarr", "shards"])
 def test_a_store_is_read_whole_and_its_damage_is_found(tmp_path: Path, kind: str) -> None:
     written = write_dataset(tmp_path / "raw")
-    source = TheWellSource("made", ConvertConfig(layout="the_well", path=str(tmp_path / "raw")))
+    source = FileSource("made", ConvertConfig(layout="the_well", path=str(tmp_path / "raw")), LAYOUT)
     sound = write_store(tmp_path / "sound", kind, source, {"train": [0, 1], "valid": [0], "test": [1]})
     report = validate(sound)
     assert report.ok, report.text()

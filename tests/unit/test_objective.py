@@ -16,7 +16,7 @@ def batch_for(operator, frames: int, size: int = 3) -> Batch:
     space, C = operator.config.network.space, len(operator.config.channels)
     generator = torch.Generator().manual_seed(1)
     fields = torch.randn(size, *space, operator.frames_in + frames, C, generator=generator) + 2
-    return Batch(
+    return Batch.of(
         history=fields[..., : operator.frames_in, :],
         target=fields[..., operator.frames_in :, :],
         channel_mask=torch.ones(size, C, dtype=torch.bool),
@@ -57,7 +57,7 @@ def noise_of(unit: str, history: torch.Tensor) -> torch.Tensor:
     seen = []
     operator.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
     batch = batch_for(operator, frames=1, size=len(history))
-    objective(replace(batch, history=history))
+    objective(replace(batch, window=torch.cat([history, batch.target], dim=-2).movedim(-2, 1)))
     return seen[0] - history
 
 

@@ -47,7 +47,7 @@ def train(operator: Operator, objective: ObjectiveConfig, steps: int = 2) -> lis
     module = DenoisingObjective(operator, objective, seed=0)
     optimizer = torch.optim.AdamW(operator.parameters(), lr=1e-3)
     fields = torch.from_numpy(travelling_waves()).movedim(1, -2)
-    batch = Batch(
+    batch = Batch.of(
         history=fields[..., :T_IN, :], target=fields[..., T_IN : T_IN + 1, :],
         channel_mask=torch.ones(3, 2, dtype=torch.bool), dataset=torch.zeros(3, dtype=torch.int64), dt=torch.ones(3),
         parameters=torch.tensor([[1.0], [2.0], [3.0]])[:, : len(operator.config.parameters)],

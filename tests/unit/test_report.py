@@ -149,7 +149,7 @@ def test_table_is_aligned() -> None:
     ]
 
 
-@pytest.mark.parametrize(("frames", "space"), [(1, (8, 8)), (3, (8, 20)), (9, (8, 8, 6))])
+@pytest.mark.parametrize(("frames", "space"), [(1, (8, 8)), (3, (8, 20)), (9, (8, 8, 6)), (1, (8,)), (9, (40,))])
 def test_rollouts_of_every_shape_have_a_picture(frames: int, space: tuple[int, ...]) -> None:
     truth = np.random.default_rng(0).normal(size=(frames, *space, 1)).astype(np.float32)
     prediction = truth.copy()

@@ -83,9 +83,9 @@ def store(name: str, channels: tuple[str, ...]) -> MemoryStore:
 def test_the_loader_fills_the_operators_slots() -> None:
     stores, operator = [store("flow", FLOW), store("pond", HEIGHT)], operator_for("anonymous")
     with Loader(
-        stores, mixture_of(stores, [1, 1], 3, 1, 0), slots=[operator.slots(s.info.name) for s in stores],
-        num_channels=3, history=3, target=1, batch_size=8, micro_batch=8, rank=0, world_size=1, first_step=0,
-        shift=False, seed=0,
+        stores, mixture_of(stores, [1, 1], 3, 1, 0, batch_size=8, micro_batch=8),
+        slots=[operator.slots(s.info.name) for s in stores], num_channels=3, history=3, target=1, rank=0,
+        world_size=1, first_step=0, shift=False, seed=0,
     ) as loader:  # fmt: skip
         batch = next(loader)
     assert batch.dataset.unique().tolist() == [0, 1]

@@ -16,13 +16,14 @@ from hypothesis import strategies as st
 from data_pipeline.base.errors import DataError
 from data_pipeline.config import ConvertConfig
 from data_pipeline.inspect import validate
-from data_pipeline.sources.the_well import TheWellSource
+from data_pipeline.sources.files import FileSource
+from data_pipeline.sources.the_well import LAYOUT
 from data_pipeline.trajectory import Trajectory
 from tests.well_files import WellOptions, Written, write_dataset, write_well
 
 
-def open_source(path: Path, **settings: Any) -> TheWellSource:
-    return TheWellSource("made", ConvertConfig(layout="the_well", path=str(path), **settings))
+def open_source(path: Path, **settings: Any) -> FileSource:
+    return FileSource("made", ConvertConfig(layout="the_well", path=str(path), **settings), LAYOUT)
 
 
 def assert_equal(trajectory: Trajectory, written: Written, number: int) -> None:
@@ -40,7 +41,7 @@ def assert_equal(trajectory: Trajectory, written: Written, number: int) -> None:
     assert dict(trajectory.parameters) == pytest.approx({k: v[number] for k, v in written.parameters.items()})
 
 
-def check_dataset(folder: Path, written: dict[str, Written]) -> TheWellSource:
+def check_dataset(folder: Path, written: dict[str, Written]) -> FileSource:
     source = open_source(folder)
     first = next(iter(written.values()))
     assert source.info.channels == tuple(first.channels)
@@ -148,7 +149,9 @@ def test_files_of_a_split_follow_one_another_in_sorted_order(tmp_path: Path) -> 
     got = list(source.read("train", 1, 4))
     for trajectory, content, number in zip(got, (a, a, b), (1, 2, 0), strict=True):
         assert_equal(trajectory, content, number)
-    assert [(t.provenance["file"], t.provenance["index"]) for t in got] == [("a.hdf5", 1), ("a.hdf5", 2), ("b.h5", 0)]
+    assert [(t.provenance["file"], t.provenance["index"]) for t in got] == [
+        ("train/a.hdf5", 1), ("train/a.hdf5", 2), ("train/b.h5", 0)
+    ]  # fmt: skip
     assert [t.parameters["viscosity"] for t in got] == [0.1, 0.1, 0.2]
 
 
@@ -356,7 +359,7 @@ def test_files_that_disagree_are_refused(tmp_path: Path, change: dict[str, Any],
     [
         ("t0_fields/density", (1, 3, 2, 2), np.nan, "frame 3"),
         ("t1_fields/velocity", (1, 2, 0, 0, 1), -np.inf, "frame 2"),
-        ("t0_fields/speed", (1, 4, 4), np.inf, "channel speed"),
+        ("t0_fields/speed", (1, 4, 4), np.inf, "1 values"),
         ("t0_fields/density", (1, 3, 2, 2), 1e300, "frame 3"),
     ],
 )
@@ -371,7 +374,7 @@ def test_nan_and_inf_are_named_with_trajectory_and_frame(
     next(stream)
     with pytest.raises(DataError) as error:
         next(stream)
-    for word in ("NaN or Inf", str(file), key, "trajectory 1", frame):
+    for word in ("NaN or Inf", str(file), f"channel {key.rpartition('/')[2]}", "trajectory 1", frame):
         assert word in str(error.value)
 
 
@@ -417,9 +420,17 @@ def test_damaged_internals_are_a_fault_of_the_file(tmp_path: Path, signature: by
     assert any(str(file) in problem for problem in report.problems)
 
 
-def test_another_layout_is_refused_with_the_keys_it_has(tmp_path: Path) -> None:
-    (tmp_path / "train").mkdir()
-    with h5py.File(tmp_path / "train" / "one.hdf5", "w") as root:
+def test_another_layout_is_refused_and_named(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "1D_Burgers_Sols_Nu0.01.hdf5", "w") as root:
+        root["tensor"] = np.zeros((2, 3, 4), np.float32)
+        root["x-coordinate"], root["t-coordinate"] = np.arange(4.0), np.arange(4.0)
+    with pytest.raises(DataError, match=r"nothing in the layout of The Well[\s\S]*layout: pdebench"):
+        open_source(tmp_path)
+
+
+def test_a_file_of_another_layout_among_those_of_the_well_is_refused_with_the_keys_it_has(tmp_path: Path) -> None:
+    write_well(tmp_path / "train" / "one.h5")
+    with h5py.File(tmp_path / "train" / "two.hdf5", "w") as root:
         root["tensor"] = np.zeros((2, 3, 4))
     with pytest.raises(DataError, match=r"not a file in The Well's layout[\s\S]*tensor"):
         open_source(tmp_path)
