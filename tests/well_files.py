@@ -10,6 +10,8 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from data_pipeline.config import ConvertConfig, DatasetConfig, StoreConfig
+
 Array = NDArray[np.float64]
 AXES = ("x", "y", "z")
 
@@ -77,6 +79,15 @@ def write_dataset(folder: Path, counts: Mapping[str, int] | None = None, **chang
         split: write_well(folder / "data" / split / f"{split}.hdf5", trajectories=count, seed=seed, **changes)
         for seed, (split, count) in enumerate(counts.items())
     }
+
+
+def converted(raw: Path) -> DatasetConfig:
+    """The configuration of a dataset folder's store, one trajectory a shard."""
+    return DatasetConfig(
+        name="flow",
+        convert=ConvertConfig(layout="the_well", path=str(raw)),
+        store=StoreConfig(trajectories_per_shard=1),
+    )
 
 
 def _write_dimensions(root: Any, o: WellOptions) -> Array:

@@ -16,12 +16,12 @@ import pytest
 
 from data_pipeline.base.errors import DataError
 from data_pipeline.build import build_store
-from data_pipeline.config import ConvertConfig, DatasetConfig, StoreConfig
+from data_pipeline.config import DatasetConfig
 from data_pipeline.stores import verify
 from data_pipeline.workers import keep_ray
 from tests.small_jobs import tree
 from tests.training import ROOT
-from tests.well_files import write_dataset
+from tests.well_files import converted, write_dataset
 
 COUNTS = {"train": 30, "test": 2}
 
@@ -30,14 +30,6 @@ COUNTS = {"train": 30, "test": 2}
 def ray() -> Iterator[None]:
     with keep_ray():
         yield
-
-
-def converted(raw: Path) -> DatasetConfig:
-    return DatasetConfig(
-        name="flow",
-        convert=ConvertConfig(layout="the_well", path=str(raw)),
-        store=StoreConfig(trajectories_per_shard=1),
-    )
 
 
 @pytest.fixture(scope="module")

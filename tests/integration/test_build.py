@@ -13,7 +13,7 @@ import pytest
 from data_pipeline import jobs
 from data_pipeline.base.errors import DataError, PdepotError
 from data_pipeline.build import build_store
-from data_pipeline.config import ConvertConfig, DatasetConfig, ExportConfig, GenerateConfig, StoreConfig
+from data_pipeline.config import DatasetConfig, ExportConfig, GenerateConfig, StoreConfig
 from data_pipeline.export import export_shards
 from data_pipeline.stores import CacheConfig, open_store, verify
 from data_pipeline.stores.protocol import read_window
@@ -21,7 +21,7 @@ from data_pipeline.workers import keep_ray, ray_session, run_tasks
 from launch.cli import main
 from tests.s3 import s3_server
 from tests.small_jobs import remote_tree, tree
-from tests.well_files import write_dataset
+from tests.well_files import converted, write_dataset
 
 MEMORY = 2**20
 
@@ -46,14 +46,6 @@ def generated() -> DatasetConfig:
             dt=0.1,
             splits={"train": 2},
         ),
-        store=StoreConfig(trajectories_per_shard=1),
-    )
-
-
-def converted(raw: Path) -> DatasetConfig:
-    return DatasetConfig(
-        name="flow",
-        convert=ConvertConfig(layout="the_well", path=str(raw)),
         store=StoreConfig(trajectories_per_shard=1),
     )
 
