@@ -81,6 +81,24 @@ def uniform_times(
     times = np.atleast_2d(decimals(stored))[:, :frames]
     if frames == 1:
         return times, 0.0
+    known = "if the time step is known all the same, give it as convert.dt"
+    step = time_step(reader, key, times, stored.dtype, known)
+    return times, shortest(step, step, stored.dtype)
+
+
+def time_step(reader: Reader, key: str, times: Floats, dtype: np.dtype[Any], remedy: str | None = None) -> float:
+    """The time between two frames, the same in all trajectories.
+
+    Args:
+        reader: the open file.
+        key: where the times stand.
+        times: (B, T) or (1, T), two frames or more.
+        dtype: that of the stored times; its rounding is let pass.
+        remedy: what to do about times that do not increase.
+
+    Raises:
+        DataError: times do not increase, or steps differ.
+    """
     steps = np.diff(times, axis=1)
     if (steps <= 0).any():
         row, frame = (int(i) for i in np.argwhere(steps <= 0)[0])
@@ -89,10 +107,10 @@ def uniform_times(
             key,
             found=f"t = {times[row, frame]:g} then {times[row, frame + 1]:g} at frame {frame + 1} of trajectory {row}",
             expected="strictly increasing times",
-            remedy="if the time step is known all the same, give it as convert.dt",
+            remedy=remedy,
         )
-    step = float(times[0, -1] - times[0, 0]) / (frames - 1)
-    rounding = 4 * np.finfo(stored.dtype).eps * np.abs(times).max() if stored.dtype.kind == "f" else 0.0
+    step: float = float(times[0, -1] - times[0, 0]) / (times.shape[1] - 1)
+    rounding = 4 * np.finfo(dtype).eps * np.abs(times).max() if dtype.kind == "f" else 0.0
     off = np.abs(steps - step)
     if (off > _STEP_TOLERANCE * step + rounding).any():
         row, frame = (int(i) for i in np.unravel_index(off.argmax(), off.shape))
@@ -103,7 +121,7 @@ def uniform_times(
             expected="equal steps, the same in all trajectories",
             remedy="interpolate the trajectories to equal steps, or split the data by step",
         )
-    return times, shortest(step, step, stored.dtype)
+    return step
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.base.errors import DataError
+from data_pipeline.sources.grids import time_step
 from data_pipeline.sources.hdf5 import DAMAGE, Hdf5Reader, open_hdf5
 from data_pipeline.trajectory import Boundary
 
@@ -32,8 +33,6 @@ SUFFIXES = (".hdf5", ".h5")
 _GRID_TYPES = ("cartesian", "spherical")
 _BOUNDARIES: tuple[Boundary, ...] = ("wall", "open", "periodic")
 """In the order in which one wins over the next."""
-_STEP_TOLERANCE = 1e-2
-"""A frame may be off the uniform time grid by this part of a step; solvers that stop at their own step do so."""
 
 
 @dataclass(frozen=True)
@@ -208,29 +207,9 @@ def _times(reader: Hdf5Reader, trajectories: int) -> NDArray[np.float64]:
 def _time_step(reader: Hdf5Reader, times: NDArray[np.float64]) -> float:
     """The time between two frames, the same in all trajectories."""
     key = "dimensions/time"
-    steps = np.diff(times, axis=1)
-    if (steps <= 0).any():
-        row, frame = (int(i) for i in np.argwhere(steps <= 0)[0])
-        raise reader.error(
-            "time is not increasing",
-            key,
-            found=f"t = {times[row, frame]:g} then {times[row, frame + 1]:g} at frame {frame + 1} of trajectory {row}",
-            expected="strictly increasing times",
-        )
     dtype = reader.dataset(key).dtype
-    mean = (times[0, -1] - times[0, 0]) / (times.shape[1] - 1)
-    rounding = 4 * np.finfo(dtype).eps * np.abs(times).max() if dtype.kind == "f" else 0.0
-    off = np.abs(steps - mean)
-    if (off > _STEP_TOLERANCE * mean + rounding).any():
-        row, frame = (int(i) for i in np.unravel_index(off.argmax(), off.shape))
-        raise reader.error(
-            "time is not uniform",
-            key,
-            found=f"a step of {steps[row, frame]:g} at frame {frame + 1} of trajectory {row}, others of {mean:g}",
-            expected="equal steps, the same in all trajectories",
-            remedy="interpolate the trajectories to equal steps, or split the data by step",
-        )
-    return _decimal(np.asarray(mean, dtype if dtype.kind == "f" else np.float64))
+    step = time_step(reader, key, times, dtype)
+    return _decimal(np.asarray(step, dtype if dtype.kind == "f" else np.float64))
 
 
 def _grid(
