@@ -18,13 +18,15 @@ class Batch:
 
     Attributes:
         window: float32 (B, T_in + T_out, *space, C), frames as they are stored; 0 where a dataset lacks a channel.
-        frames_in: T_in, frames that the model sees; the others follow them.
+        frames_in: T_in, frames that the model sees; the others come after them.
         channel_mask: bool (B, C), true where the sample's dataset has the channel.
         dataset: int64 (B,), number of the dataset in the mixture.
         dt: float32 (B,), time between two frames, in the units of the sample's equation.
         parameters: float32 (B, P), the PDE parameters that were asked for, NaN where a trajectory lacks one.
         position: int64 (B,), number of the sample in the mixture; keys all that is random about it.
         point_mask: bool (B, *space), true at the points that belong to the domain; None where all do.
+        lead: int64 (B,), how many frames after the history's last one the sample's target is; None where targets are
+            the frames that follow.
     """
 
     window: Tensor
@@ -35,6 +37,7 @@ class Batch:
     parameters: Tensor
     position: Tensor
     point_mask: Tensor | None = None
+    lead: Tensor | None = None
 
     @classmethod
     def of(cls, *, history: Tensor, target: Tensor, **others: Any) -> "Batch":
@@ -49,7 +52,7 @@ class Batch:
 
     @property
     def target(self) -> Tensor:
-        """(B, *space, T_out, C), the frames that follow: a view of `window`."""
+        """(B, *space, T_out, C), the frames that follow, or one later frame (`lead`): a view of `window`."""
         return self.window[:, self.frames_in :].movedim(1, -2)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":

@@ -22,7 +22,7 @@ from data_pipeline.mixture import Draw, Mixture
 from data_pipeline.segments import MixtureDataset, Segment
 from data_pipeline.stores.protocol import TrajectoryStore
 from data_pipeline.trajectory import DatasetInfo, parameter_row
-from data_pipeline.window_reader import WindowReader
+from data_pipeline.window_reader import WindowReader, drawn_lead
 
 _PLANNED = 32  # micro-batches that are drawn together: most of what a draw costs is cost of a call
 
@@ -49,17 +49,19 @@ class Loader:
         slots: (D,), the model's channel slots that the fields of each dataset fill, in the order of its channels.
         num_channels: channel slots of the model.
         history: frames T_in that the model sees.
-        target: frames T_out that follow.
+        target: frames after them that a window reaches, T_out.
         rank: this process, 0 .. world_size.
         world_size: number of processes.
         first_step: the step to start from.
         shift: roll each window along its periodic axes by a random number of grid points, in the datasets whose
             equation is the same everywhere (`DatasetInfo.translation_invariant`).
-        seed: keys the shifts.
+        seed: keys shifts and leads.
         threads: number of reader threads.
         look_ahead: micro-batches that are read while the caller works on one.
         parameters: names of the PDE parameters that batches carry, in this order.
         pin_memory: put batches in pinned memory; needs CUDA.
+        lead_times: the target is one of the `target` frames, drawn for each sample, instead of all of them; the others
+            are not read.
 
     Raises:
         ConfigError: the batch does not divide, trajectories are too short, or the mixture describes other stores.
@@ -83,6 +85,7 @@ class Loader:
         look_ahead: int = 2,
         parameters: Sequence[str] = (),
         pin_memory: bool = False,
+        lead_times: bool = False,
     ) -> None:
         _check_at_least_one(history=history, target=target, threads=threads, look_ahead=look_ahead)
         check_division(mixture.batch_size, mixture.micro_batch, world_size)
@@ -101,7 +104,8 @@ class Loader:
             mask[list(taken)] = True
         self._dts = torch.tensor([0.0 if store is None else store.info.dt for store in stores], dtype=torch.float32)
         self._masked = any(store.info.masked for store in opened)
-        self._frames, self._frames_in = history + target, history
+        self._frames, self._frames_in = history + (1 if lead_times else target), history
+        self._seed, self._furthest = seed, target if lead_times else None
         self._rank, self._world_size = rank, world_size
         # This rank's micro-batches are counted through all steps.
         self._next = first_step * (mixture.batch_size // mixture.micro_batch // world_size)
@@ -153,13 +157,10 @@ class Loader:
     def _start_reading(self, position: Tensor, draws: Sequence[Draw]) -> _Pending:
         batch = self._allocate(position, draws)
         window = batch.window.numpy()
-        masks = None if batch.point_mask is None else batch.point_mask.numpy()
-        reads = [
-            self._pool.submit(
-                self._reader(draw).read, draw, int(k), window[row], None if masks is None else masks[row]
-            )
-            for row, (draw, k) in enumerate(zip(draws, position, strict=True))
-        ]
+        masks = [None] * len(draws) if batch.point_mask is None else batch.point_mask.numpy()
+        leads = [None] * len(draws) if batch.lead is None else batch.lead.tolist()
+        rows = zip(draws, position.tolist(), window, masks, leads, strict=True)
+        reads = [self._pool.submit(self._reader(draw).read, draw, *row) for draw, *row in rows]
         return _Pending(batch, reads)
 
     def _allocate(self, position: Tensor, draws: Sequence[Draw]) -> Batch:
@@ -179,7 +180,13 @@ class Loader:
             parameters=parameters.reshape(len(draws), len(self._parameters)),
             position=position,
             point_mask=torch.empty(len(draws), *space, dtype=torch.bool) if self._masked else None,
+            lead=self._leads(position),
         )
+
+    def _leads(self, position: Tensor) -> Tensor | None:
+        if self._furthest is None:
+            return None
+        return torch.tensor([drawn_lead(self._seed, k, self._furthest) for k in position.tolist()])
 
     def _reader(self, draw: Draw) -> WindowReader:
         reader = self._readers[draw.dataset]

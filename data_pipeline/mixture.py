@@ -32,6 +32,7 @@ from data_pipeline.segments import MixtureDataset, Segment, check_dataset, check
 from data_pipeline.turns import Turns
 
 _SCHEDULE = "micro-batches of one shape, telescoping floors shuffled by 2^12, epochs by Feistel 6 x splitmix64; 2"
+_BEYOND = 2**44  # micro-batches
 _DRAW = np.dtype([("dataset", np.int64), ("trajectory", np.int64), ("start", np.int64)])
 
 
@@ -56,6 +57,8 @@ class Mixture:
         seed: keys all orders.
         batch_size: samples in a step.
         micro_batch: samples in a canonical micro-batch.
+        replaced: numbers p of micro-batches that are not drawn. In the place of p stands number 2^44 + p, from where no
+            run ever gets.
 
     Raises:
         ConfigError: nothing to draw; a dataset twice, unknown or without windows; weights or steps that cannot be
@@ -67,6 +70,7 @@ class Mixture:
     seed: int
     batch_size: int
     micro_batch: int
+    replaced: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if min(self.batch_size, self.micro_batch) < 1 or self.batch_size % self.micro_batch:
@@ -101,6 +105,8 @@ class Mixture:
         result = np.empty(ks.shape, _DRAW)
         steps = [segment.first_step for segment in self.segments]
         number = np.searchsorted(steps, ks // self.batch_size, side="right") - 1
+        if self.replaced:
+            ks = np.where(np.isin(ks // self.micro_batch, self.replaced), ks + _BEYOND * self.micro_batch, ks)
         for n in np.unique(number):
             mine, plan = number == n, self._plans[n]
             dataset, draws = plan.look_up(ks[mine] - steps[n] * self.batch_size)
@@ -132,17 +138,18 @@ class Mixture:
         counts = self._plans[n].counts((step - steps[n]) * self._micro_batches)
         return {d.name: int(count) for d, count in zip(self.datasets, counts, strict=True)}
 
-    def digest(self) -> str:
-        """Identifies the schedule: two mixtures of one digest draw the same window for every sample number."""
-        return self._digest(len(self.segments))
+    def digest(self, step: int | None = None) -> str:
+        """Identifies the schedule: two mixtures of one digest draw the same window for every sample number; with
+        `step`, for those before that step, as far as what is replaced goes."""
+        return self._digest(len(self.segments), step)
 
     def digests_at(self, step: int) -> list[str]:
         """The digests that this schedule can have had when `step` steps were done: of it without the segments that
         begin there or later, and with each of these added."""
         earlier = [n for n, segment in enumerate(self.segments) if segment.first_step < step or n == 0]
-        return [self._digest(n) for n in range(len(earlier), len(self.segments) + 1)]
+        return [self._digest(n, step) for n in range(len(earlier), len(self.segments) + 1)]
 
-    def _digest(self, segments: int) -> str:
+    def _digest(self, segments: int, step: int | None) -> str:
         described: list[dict[str, Any]] = [
             {
                 "first_step": segment.first_step,
@@ -155,8 +162,10 @@ class Mixture:
             }
             for segment in self.segments[:segments]
         ]
-        sizes = {"batch_size": self.batch_size, "micro_batch": self.micro_batch}
-        return digest({"schedule": _SCHEDULE, "seed": self.seed, **sizes, "segments": described})
+        content = {"schedule": _SCHEDULE, "seed": self.seed, "segments": described}
+        content |= {"batch_size": self.batch_size, "micro_batch": self.micro_batch}
+        replaced = sorted({p for p in self.replaced if step is None or p < step * self._micro_batches})
+        return digest(content | ({"replaced": replaced} if replaced else {}))
 
     @property
     def _micro_batches(self) -> int:

@@ -7,7 +7,7 @@ from itertools import product
 import numpy as np
 
 from data_pipeline.base.errors import DataError
-from data_pipeline.mixture import Draw, positional_generator
+from data_pipeline.mixture import Draw, positional_generator, positional_seed
 from data_pipeline.stores.protocol import TrajectoryStore
 from data_pipeline.trajectory import BoolArray, DatasetInfo, FloatArray
 
@@ -34,7 +34,9 @@ class WindowReader:
         self._missing = sorted(set(range(num_channels)) - set(slots))
         self._in_place = list(slots) == list(range(num_channels))
 
-    def read(self, draw: Draw, position: int, out: FloatArray, mask: BoolArray | None) -> None:
+    def read(
+        self, draw: Draw, position: int, out: FloatArray, mask: BoolArray | None, lead: int | None = None
+    ) -> None:
         """Fill a sample's row.
 
         Args:
@@ -42,6 +44,7 @@ class WindowReader:
             position: the sample's number.
             out: (T_in + T_out, *space, C).
             mask: (*space), gets the points that belong to the domain; None where no dataset has such a mask.
+            lead: the last frame of `out` is to be that many frames after the one before it; None for frames in a row.
 
         Raises:
             DataError: the window cannot be read; names the sample, and says how to go on without its trajectory.
@@ -49,16 +52,24 @@ class WindowReader:
         try:
             offsets = self._offsets(position)
             if self._in_place and not any(offsets):
-                self.store.read_into(draw.trajectory, draw.start, out)
+                self._read_frames(draw, out, lead)
             else:
                 window = _scratch_array((*out.shape[:-1], len(self.store.info.channels)))
-                self.store.read_into(draw.trajectory, draw.start, window)
+                self._read_frames(draw, window, lead)
                 self._place(window, out, offsets)
             if mask is not None:
                 inside = self.store.mask(draw.trajectory) if self.store.info.masked else None
                 _copy_rolled(np.ones_like(mask) if inside is None else inside, mask, offsets)
         except DataError as error:
-            raise self._unreadable(error, draw, position, len(out)) from error
+            raise self._unreadable(error, draw, position, len(out) - 1 + (lead or 1)) from error
+
+    def _read_frames(self, draw: Draw, out: FloatArray, lead: int | None) -> None:
+        if lead is None:
+            self.store.read_into(draw.trajectory, draw.start, out)
+            return
+        # Not the frames in between: far leads would cost as much as long windows.
+        self.store.read_into(draw.trajectory, draw.start, out[:-1])
+        self.store.read_into(draw.trajectory, draw.start + len(out) - 2 + lead, out[-1:])
 
     def _place(self, window: FloatArray, out: FloatArray, offsets: Sequence[int]) -> None:
         out[..., self._missing] = 0
@@ -83,6 +94,11 @@ class WindowReader:
             remedy="or leave the trajectory out from the last checkpoint on: pdepot pretrain CONFIG --new-segment, "
             f"with these lines in CONFIG\n    data:\n      quarantine:\n        - {entry}",
         )
+
+
+def drawn_lead(seed: int, position: int, furthest: int) -> int:
+    """The lead of sample number `position`, from 1 to `furthest` frames, each as likely as the others."""
+    return 1 + positional_seed(seed, position, "lead") % furthest
 
 
 def _runs(slots: Sequence[int]) -> list[tuple[int, int, int]]:

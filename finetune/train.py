@@ -36,7 +36,7 @@ def prepare_finetuning(config: FinetuneConfig, folder: Path, pretrained: Path) -
     check_batch(config.training)
     operator = load_operator_files(pretrained)
     _check_agreement(config, operator)
-    stores = open_training_data(config, folder)
+    stores = open_training_data(config, folder, operator.config.network.out_timesteps)
     space = _grid(operator, stores)
     torch.manual_seed(config.seed)
     adapted = adapt(
@@ -90,3 +90,7 @@ def _check_agreement(config: FinetuneConfig, pretrained: Operator) -> None:
                 "the pretrained model was trained otherwise", key=key, found=found, expected=expected,
                 remedy=f"set {key}={expected}",
             )  # fmt: skip
+    network = pretrained.config.network
+    condition, bundle = bool(network.conditions) or config.adapt.condition, network.out_timesteps
+    if why := config.objective.misfit(slots=pretrained.config.slots, condition=condition, bundle=bundle):
+        raise ConfigError("the pretrained model cannot learn this", key="objective", found=why)

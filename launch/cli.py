@@ -12,6 +12,7 @@ from data_pipeline.base.config import apply_overrides, build, load, parse_overri
 from data_pipeline.base.errors import ConfigError, nearest
 from data_pipeline.base.remote import as_location
 from data_pipeline.config import DatasetConfig, ExportConfig
+from launch.launcher import Launcher, add_launcher_flags, launcher_of
 from launch.messages import exit_code
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; a user's error is one clear message and exit code 1."""
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
+    options.words = list(sys.argv[1:] if arguments is None else arguments)
     # argparse takes all key=value settings before the first option; here they may also follow it.
     settings = [word for word in rest if "=" in word and word[0] != "-" and hasattr(options, "overrides")]
     if len(settings) < len(rest):
@@ -61,6 +63,9 @@ def _parser() -> argparse.ArgumentParser:
     data = commands.add_parser("data", help="make, convert and check datasets", epilog=_example("data --help"))
     _add_data_commands(data.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser))
     _add_training_commands(commands)
+    _add_replay_command(commands)
+    runs = commands.add_parser("runs", help="training runs and how far they are", epilog=_example("runs list"))
+    _add_run_commands(runs.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser))
     models = commands.add_parser("models", help="the model registry", epilog=_example("models list"))
     _add_model_commands(models.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser))
     return parser
@@ -136,11 +141,13 @@ def _add_training_commands(commands: _Commands) -> None:
     add.add_argument("config", type=Path, help="a pretraining configuration; its datasets must have been built")
     add.add_argument("--new-segment", action="store_true", help="let a run that has begun go on from its last "
                      "checkpoint with other datasets, weights or quarantine")  # fmt: skip
+    add_launcher_flags(add)
     _add_overrides(add)
 
     add = _add(commands, "finetune", _finetune, "adapt a registered operator to a new dataset",
                "finetune configs/finetune/gray_scott.yaml model=models:/pdepot-demo@champion")  # fmt: skip
     add.add_argument("config", type=Path, help="a fine-tuning configuration; its datasets must have been built")
+    add_launcher_flags(add)
     _add_overrides(add)
 
     add = _add(commands, "evaluate", _evaluate, "roll an operator out on held-out trajectories",
@@ -151,6 +158,24 @@ def _add_training_commands(commands: _Commands) -> None:
     add.add_argument("--split", default="test", choices=["train", "valid", "test"])
     add.add_argument("--limit", type=int, help="at most so many trajectories of each dataset")
     add.add_argument("--report", type=Path, help="write figures and pictures into this HTML file")
+
+
+def _add_replay_command(commands: _Commands) -> None:
+    add = _add(commands, "replay", _replay, "compute a training step that was not taken again",
+               "replay runs/demo/pretrain/incidents/step-00000037")  # fmt: skip
+    add.add_argument("incident", type=Path, help="a folder below a run's incidents/")
+
+
+def _add_run_commands(commands: _Commands) -> None:
+    add = _add(commands, "list", _list_runs, "list the runs below a folder", "runs list runs")
+    add.add_argument("folder", type=Path, nargs="?", default=Path("runs"), help="default: runs")
+    for name, handler, text in (
+        ("show", _show_run, "show how far a run is, and what has happened to it"),
+        ("watch", _watch_run, "show a run live until it ends; exit code 1 unless it has finished"),
+        ("sync", _sync_run, "send MLflow what its server has missed of a run"),
+    ):
+        add = _add(commands, name, handler, text, f"runs {name} runs/demo")
+        add.add_argument("run", type=Path, metavar="RUN", help="a run's folder, or one with a single run below it")
 
 
 def _add_model_commands(commands: _Commands) -> None:
@@ -277,24 +302,41 @@ def _pretrain(options: argparse.Namespace) -> int:
     from pretrain.config import PretrainConfig
 
     job = partial(pretrain_job, new_segment=options.new_segment)
-    return _run_job(load(PretrainConfig, options.config, options.overrides), options.config.parent, job)
+    return _run_job(load(PretrainConfig, options.config, options.overrides), options, job)
 
 
 def _finetune(options: argparse.Namespace) -> int:
     from finetune.config import FinetuneConfig
     from launch.jobs import finetune_job
 
-    return _run_job(load(FinetuneConfig, options.config, options.overrides), options.config.parent, finetune_job)
+    return _run_job(load(FinetuneConfig, options.config, options.overrides), options, finetune_job)
 
 
-def _run_job(config: Any, folder: Path, job: Callable[[Any, Path, str], Any]) -> int:
-    """Run a whole job and show its results."""
+def _run_job(config: Any, options: argparse.Namespace, job: Callable[[Any, Path, str, Launcher], Any]) -> int:
+    """Run a whole job and show its results; or hand it to Slurm, which runs the same command again."""
+    from launch.ranks import check_launch
     from launch.results import show_results
+    from launch.slurm import must_submit, submit
     from pretrain.tracking import check_reachable
 
+    launcher = launcher_of(options)
+    check_launch(config.training, launcher)
+    if must_submit(launcher):
+        submit([sys.executable, "-m", "launch.cli", *options.words], Path(config.output), config.name, launcher)
+        return 0
     check_reachable(_uri())
-    outcome = job(config, folder, _uri())
+    outcome = job(config, options.config.parent, _uri(), launcher)
     show_results(Path(config.output), config.name, config.model_dump(mode="json"), [outcome], _uri())
+    return 0
+
+
+def _replay(options: argparse.Namespace) -> int:
+    from pretrain.replay import replay
+    from pretrain.report import table
+
+    found = replay(options.incident)
+    print(table(found.rows))
+    print(found.text)
     return 0
 
 
@@ -322,6 +364,38 @@ def _evaluate(options: argparse.Namespace) -> int:
             lineage={"model": options.model} | {f"data.{e.dataset}": e.digest for e in evaluations},
         )
         print(f"\nreport: {options.report.resolve()}")
+    return 0
+
+
+def _list_runs(options: argparse.Namespace) -> int:
+    from launch.run_view import runs_table
+
+    print(runs_table(options.folder))
+    return 0
+
+
+def _show_run(options: argparse.Namespace) -> int:
+    from launch.run_view import bars_for, run_page
+    from launch.runs import open_run
+
+    print("\n".join(run_page(open_run(options.run), bars=bars_for(sys.stdout))))
+    return 0
+
+
+def _watch_run(options: argparse.Namespace) -> int:
+    from launch.runs import open_run
+    from launch.watch import watch
+
+    try:
+        return 0 if watch(open_run(options.run)) else 1
+    except KeyboardInterrupt:
+        return 130  # the run goes on
+
+
+def _sync_run(options: argparse.Namespace) -> int:
+    from launch.runs import open_run, sync_run
+
+    print(sync_run(open_run(options.run).folder))
     return 0
 
 

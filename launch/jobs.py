@@ -9,7 +9,8 @@ from data_pipeline.base.files import digest, read_json, write_json
 from data_pipeline.config import DatasetConfig
 from finetune.config import FinetuneConfig
 from finetune.train import prepare_finetuning
-from launch.ranks import run_ranks
+from launch.launcher import LOCAL, Launcher
+from launch.ranks import run_ranks, with_ranks
 from pretrain import registry
 from pretrain.config import DataConfig, EvaluationConfig, PretrainConfig, RegistryConfig, RunConfig
 from pretrain.engine import device_type
@@ -33,33 +34,39 @@ class Outcome:
     """Model name -> `models:/` reference of the version in the registry."""
 
 
-def pretrain_job(config: PretrainConfig, folder: Path, uri: str, *, new_segment: bool = False) -> Outcome:
+def pretrain_job(
+    config: PretrainConfig, folder: Path, uri: str, launcher: Launcher = LOCAL, *, new_segment: bool = False
+) -> Outcome:
     """Train, evaluate and register; whatever an earlier start has finished is kept.
 
     Args:
         config: the job.
         folder: that of the job's configuration file.
         uri: MLflow's tracking URI.
+        launcher: what starts the training processes; all else is done here.
         new_segment: let a run that is there go on from its last checkpoint with the job's data.
     """
+    config = with_ranks(config, launcher)
     path, run = prepare_pretraining(config, folder, new_segment=new_segment)
     datasets = config.data.load_datasets(folder)
     origin = lineage(path, run)  # before the training: the code that trains is the code on record
-    run_ranks(path, number_of_ranks(config.training), uri)
+    run_ranks(path, number_of_ranks(config.training), uri, launcher)
     evaluations = evaluate_run(path, config.data, datasets, config.evaluation)
     log_evaluations(path, run, evaluations, uri)
     registered = register_run(path, run, config.registry, evaluations, origin, uri)
     return Outcome({"pretrained": evaluations}, origin, registered)
 
 
-def finetune_job(config: FinetuneConfig, folder: Path, uri: str) -> Outcome:
+def finetune_job(config: FinetuneConfig, folder: Path, uri: str, launcher: Launcher = LOCAL) -> Outcome:
     """Pull the pretrained operator, adapt and train it, train the same from scratch, evaluate both, register.
 
     Args:
         config: the job.
         folder: that of the job's configuration file.
         uri: MLflow's tracking URI.
+        launcher: what starts the training processes; all else is done here.
     """
+    config = with_ranks(config, launcher)
     pretrained = registry.pull(config.model, uri=uri)
     runs = prepare_finetuning(config, folder, pretrained)
     datasets = config.data.load_datasets(folder)
@@ -67,7 +74,7 @@ def finetune_job(config: FinetuneConfig, folder: Path, uri: str) -> Outcome:
     origin = lineage(path, run, parent=config.model)
     evaluations = {}
     for kind, (kind_path, kind_run) in runs.items():
-        run_ranks(kind_path, number_of_ranks(config.training), uri)
+        run_ranks(kind_path, number_of_ranks(config.training), uri, launcher)
         evaluations[kind] = evaluate_run(kind_path, config.data, datasets, config.evaluation)
         log_evaluations(kind_path, kind_run, evaluations[kind], uri)
     registered = register_run(path, run, config.registry, evaluations["fine-tuned"], origin, uri)

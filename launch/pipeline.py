@@ -3,6 +3,7 @@
 Every stage looks at what is there and does the rest, so that the job can be killed anywhere and started again.
 """
 
+import argparse
 import sys
 import time
 from collections.abc import Sequence
@@ -16,19 +17,24 @@ from data_pipeline.config import DatasetConfig
 from finetune.config import FinetuneConfig
 from launch.datasets import make_datasets
 from launch.jobs import Outcome, finetune_job, pretrain_job
+from launch.launcher import LOCAL, Launcher, add_launcher_flags, launcher_of
 from launch.messages import exit_code
+from launch.ranks import check_launch
 from launch.results import show_results
+from launch.slurm import must_submit, submit
 from pretrain.config import PretrainConfig
-from pretrain.job import check_batch
 from pretrain.tracking import check_reachable, default_uri
 
+_SCRIPT = Path(__file__).with_name("pretrain.sh")
 
-def run(config_path: Path, overrides: Sequence[str]) -> int:
+
+def run(config_path: Path, overrides: Sequence[str], launcher: Launcher = LOCAL) -> int:
     """Make the data, pretrain, evaluate, register, fine-tune, and write the report.
 
     Args:
         config_path: a pretraining configuration.
         overrides: `key=value` for it.
+        launcher: what starts the training processes; all else is done here, or in the Slurm job that this submits.
 
     Returns:
         0, the exit code.
@@ -39,9 +45,12 @@ def run(config_path: Path, overrides: Sequence[str]) -> int:
     config = load(PretrainConfig, config_path, overrides)
     folder = config_path.parent
     finetuning = load_finetuning(config, folder)
-    check_batch(config.training)
-    if finetuning is not None:
-        check_batch(finetuning[0].training)
+    for training in [config.training, *([finetuning[0].training] if finetuning else [])]:
+        check_launch(training, launcher)
+    if must_submit(launcher):
+        words = [*launcher.words(), str(config_path), *overrides]
+        submit(["bash", str(_SCRIPT), *words], Path(config.output), config.name, launcher)
+        return 0
     uri = default_uri()
     check_reachable(uri)
     with exclusive(Path(config.output) / ".lock", wait=True, what=f"the job in {config.output}"):
@@ -49,11 +58,11 @@ def run(config_path: Path, overrides: Sequence[str]) -> int:
         _say(f"data: stores and shards in {config.data.root}/")
         make_datasets(_all_datasets(config, folder, finetuning), as_location(config.data.root))
         _say(f"pretrain, evaluate, register: {config.name}")
-        outcomes.append(pretrain_job(config, folder, uri))
+        outcomes.append(pretrain_job(config, folder, uri, launcher))
         if finetuning is not None:
             finetune_config, finetune_folder = finetuning
             _say(f"fine-tune: {finetune_config.name} from {finetune_config.model}")
-            outcomes.append(finetune_job(finetune_config, finetune_folder, uri))
+            outcomes.append(finetune_job(finetune_config, finetune_folder, uri, launcher))
         show_results(Path(config.output), config.name, config.model_dump(mode="json"), outcomes, uri)
     return 0
 
@@ -96,7 +105,12 @@ def _say(what: str) -> None:
 
 def main(arguments: Sequence[str]) -> int:
     """Run the job; a user's error is one clear message and exit code 1."""
-    return exit_code(lambda: run(Path(arguments[0]), arguments[1:]))
+    parser = argparse.ArgumentParser(prog="python -m launch.pipeline", description="The main job.")
+    parser.add_argument("config", type=Path, help="a pretraining configuration")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace those of the file")
+    add_launcher_flags(parser)
+    options = parser.parse_intermixed_args(arguments)
+    return exit_code(lambda: run(options.config, options.overrides, launcher_of(options)))
 
 
 if __name__ == "__main__":

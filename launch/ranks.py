@@ -1,30 +1,39 @@
-"""Start the ranks of a training run on this machine with torchrun, and judge the outcome by its status file."""
+"""Start the ranks of a training run, here or on many machines, and judge the outcome by its status file."""
 
 import os
+import shlex
 import signal
+import socket
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
+from typing import TypeVar
 
 import torch
 
-from data_pipeline.base.errors import PdepotError
+from data_pipeline.base.errors import ConfigError, PdepotError
 from data_pipeline.base.files import exclusive
+from launch.launcher import LOCAL, Launcher, in_allocation
+from launch.node import forwarding, run_node
+from launch.place import find_place
+from pretrain.comparison import read_run
+from pretrain.config import JobConfig, TrainingConfig
+from pretrain.job import check_batch, number_of_ranks
 from pretrain.run import die_with_parent, read_status, write_status
+from pretrain.tracking import without_password
+from pretrain.watchdog import hangs
 
-_ROOT = Path(__file__).resolve().parents[1]
+Job = TypeVar("Job", bound=JobConfig)
 
 
-def run_ranks(folder: Path, ranks: int, tracking_uri: str) -> None:
+def run_ranks(folder: Path, ranks: int, tracking_uri: str, launcher: Launcher = LOCAL) -> None:
     """Train the run in `folder` until it has finished; one that has finished already is left alone.
 
     Args:
-        folder: a folder laid out by `pretrain.run.prepare`.
-        ranks: number of training processes.
+        folder: a folder laid out by `pretrain.run.prepare`, on a disk that all machines see.
+        ranks: number of training processes, over all machines.
         tracking_uri: MLflow's.
+        launcher: what starts them, and where.
 
     Raises:
         PdepotError: the run failed or was preempted; the message says why and what to do.
@@ -34,8 +43,10 @@ def run_ranks(folder: Path, ranks: int, tracking_uri: str) -> None:
             print(f"{folder}: finished already, nothing to do", flush=True)
             return
         write_status(folder, "running")
-        _start(folder, ranks, tracking_uri)
+        seen = len(hangs(folder))
+        _start(folder.resolve(), ranks, tracking_uri, launcher)
         status, message = read_status(folder)
+        hung = hangs(folder)[seen:]
     log = folder / "torchrun.log"
     if status == "preempted":
         raise PdepotError(
@@ -44,48 +55,72 @@ def run_ranks(folder: Path, ranks: int, tracking_uri: str) -> None:
         )  # fmt: skip
     if status != "finished":
         raise PdepotError(
-            f"training failed: {message or 'a rank died'}\n  log: {log}\n"
+            f"training failed: {'; '.join(filter(None, [message, *hung])) or 'a rank died'}\n  log: {log}\n"
             "  afterwards: the same command goes on from the last checkpoint"
         )  # fmt: skip
 
 
-def _start(folder: Path, ranks: int, tracking_uri: str) -> None:
-    """Run torchrun; its own chatter and the ranks' warnings go to `torchrun.log`, progress to the terminal."""
-    environment = os.environ | {
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks))),
-        "PYTHONPATH": os.pathsep.join([str(_ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep),
-        "PYTHONUNBUFFERED": "1",
-        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "600",  # seconds for the last step and its checkpoint
-    }
-    # The set-up has compiled DeepSpeed's op into the environment, and put ninja, which loads it, beside python.
-    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment["PATH"]])
-    if (Path(sys.prefix) / "torch_extensions").is_dir():
-        environment.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
-    if not torch.cuda.is_available():
-        environment.setdefault("DS_ACCELERATOR", "cpu")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nnodes", "1"]
-    command += ["--nproc-per-node", str(ranks), "--max-restarts", "0"]
-    command += ["-m", "pretrain.train", str(folder.resolve()), tracking_uri]
-    with (folder / "torchrun.log").open("ab") as log:
-        # A session of its own: a signal to this process group must reach the ranks once, by way of `_forwarding`.
-        process = subprocess.Popen(
-            command, env=environment, stderr=log, preexec_fn=die_with_parent, start_new_session=True
-        )
-        with _forwarding(process):
-            process.wait()
+def with_ranks(config: Job, launcher: Launcher) -> Job:
+    """A job whose `training.ranks` is what the launcher comes to, over all nodes.
+
+    Raises:
+        ConfigError: `training.ranks` cannot be spread evenly over the nodes, or the flags say another number.
+    """
+    if launcher == LOCAL:
+        return config
+    ranks = number_of_ranks(config.training, launcher.nodes, launcher.ranks_per_node)
+    return config.model_copy(update={"training": config.training.model_copy(update={"ranks": ranks})})
 
 
-@contextmanager
-def _forwarding(process: "subprocess.Popen[bytes]") -> Iterator[None]:
-    """Pass a request to stop on to torchrun, which passes it to the ranks: they finish the step, save and end."""
+def check_launch(training: TrainingConfig, launcher: Launcher) -> None:
+    """What would stop the ranks later, before any long work starts.
 
-    def forward(_: int, __: FrameType | None) -> None:
-        process.terminate()
+    Raises:
+        ConfigError: the batch does not divide among the ranks, or nobody has said how many ranks a Slurm job has.
+    """
+    unknown = training.ranks == "auto" and launcher.ranks_per_node is None
+    if launcher.kind == "slurm" and not in_allocation() and unknown:
+        raise ConfigError(
+            "this machine cannot tell how many GPUs the nodes of a Slurm job have", key="--gpus-per-node",
+            expected="a number; or training.ranks, over all nodes, to train on CPUs",
+        )  # fmt: skip
+    ranks = number_of_ranks(training, launcher.nodes, launcher.ranks_per_node)
+    check_batch(training.model_copy(update={"ranks": ranks}))
 
-    requests = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-    previous = {number: signal.signal(number, forward) for number in requests}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+
+def _start(folder: Path, ranks: int, tracking_uri: str, launcher: Launcher) -> None:
+    """Run the ranks until they have ended; `status.json` says how."""
+    each = ranks // launcher.nodes
+    if launcher.kind == "slurm":
+        _run_step(folder, each, tracking_uri, launcher.nodes)
+    elif launcher.kind == "local" and launcher.nodes == 1:
+        run_node(folder, ranks, tracking_uri)
+    elif launcher.kind == "local":
+        _run_head(folder, each, tracking_uri, launcher.nodes)
+    else:
+        from launch.ray_train import run
+
+        gpus, restarts = launcher.ranks_per_node or torch.cuda.device_count(), read_run(folder).training.restarts
+        run(folder, ranks, tracking_uri, address=launcher.address, use_gpu=gpus > 0, max_failures=restarts)
+
+
+def _run_head(folder: Path, ranks_per_node: int, tracking_uri: str, nodes: int) -> None:
+    """The ranks of this machine, the head; the others' are started there, by hand."""
+    place = find_place(nodes, 0, None if "PDEPOT_HEAD" in os.environ else socket.getfqdn())
+    words = ["python", "-m", "launch.node", str(folder), without_password(tracking_uri)]
+    words += ["--ranks-per-node", str(ranks_per_node), "--nodes", str(nodes), "--head", f"{place.head}:{place.port}"]
+    print(f"on each of the other machines, I from 1 to {nodes - 1}:\n  {shlex.join(words)} --node-rank I", flush=True)
+    run_node(folder, ranks_per_node, tracking_uri, place)
+
+
+def _run_step(folder: Path, ranks_per_node: int, tracking_uri: str, nodes: int) -> None:
+    """One `launch.node` on every machine of the Slurm allocation. When one gives up, the step ends as a whole."""
+    # Of the CPUs that the job asked for per task, srun takes none unless it is told.
+    cpus = [f"--cpus-per-task={os.environ['SLURM_CPUS_PER_TASK']}"] if "SLURM_CPUS_PER_TASK" in os.environ else []
+    command = ["srun", "--nodes", str(nodes), "--ntasks", str(nodes), "--ntasks-per-node", "1"]
+    command += ["--kill-on-bad-exit=1", *cpus]
+    command += [sys.executable, "-m", "launch.node", str(folder), tracking_uri]
+    command += ["--ranks-per-node", str(ranks_per_node)]
+    process = subprocess.Popen(command, preexec_fn=die_with_parent, start_new_session=True)
+    with forwarding(process, signal.SIGUSR1):  # at SIGTERM, srun kills its tasks
+        process.wait()

@@ -7,7 +7,7 @@ from typing import Any
 from data_pipeline.base.config import build
 from data_pipeline.base.errors import ConfigError
 from data_pipeline.base.files import read_json
-from pretrain.config import RunConfig
+from pretrain.config import EXECUTION, RunConfig
 from pretrain.model.operator import CONFIG_FILE, Operator, OperatorConfig
 
 _DATA = ("data", "quarantine")
@@ -49,7 +49,15 @@ def _datasets(run: RunConfig) -> set[str]:
 
 
 def _run_differences(there: RunConfig, asked: RunConfig) -> list[str]:
-    asked = asked.model_copy(update={"first_step": there.first_step, "past": there.past})
+    same = {name: getattr(there.training, name) for name in EXECUTION}
+    asked = asked.model_copy(
+        update={
+            "first_step": there.first_step,
+            "past": there.past,
+            "replaced": there.replaced,
+            "training": asked.training.model_copy(update=same),
+        }
+    )
     old, new = (run.model_dump(mode="json", exclude={"data": {"__all__": _FACTS}}) for run in (there, asked))
     return differences(old, new)
 

@@ -82,6 +82,8 @@ class ModelConfig(Config):
     slots: Literal["named", "anonymous"] = "named"
     """`named`: fields of one name share a channel slot in all datasets. `anonymous`: each dataset's fields fill the
     first slots in their own order, and the network sees ones in the others, as published."""
+    bundle: Count = 1
+    """Frames that the network predicts at once (temporal bundling): a roll-out calls it that many times less often."""
 
     @model_validator(mode="after")
     def _size_or_shape(self) -> Self:
@@ -105,14 +107,91 @@ class ObjectiveConfig(Config):
     (`mean_std`, `rms`), or each history's own mean and deviation (`sample`). It sets the unit of changes, too."""
     noise: Fraction = 0.2
     """Standard deviation of the noise on the history, as a fraction of what `noise_unit` says; 0 for no denoising."""
-    noise_unit: Literal["change", "field"] = "change"
+    noise_unit: Literal["change", "field", "norm"] = "change"
     """`change`: the dataset's RMS change from frame to frame, so that slow fields are not drowned in noise. `field`:
     each sample's RMS about what its normalisation subtracts: nothing with `none` and `rms` (the reference's norm, over
-    the square root of its points), the dataset's mean with `mean_std`, its own with `sample`."""
+    the square root of its points), the dataset's mean with `mean_std`, its own with `sample`. `norm`, the published
+    rule: as `field`, but the sample's norm instead of its RMS, so sqrt(points x frames) times as much. The published
+    5e-4 on 128 x 128 points and 10 frames is 0.2 of `field`, and another level on every other grid."""
+    padding_loss: bool = False
+    """Let the slots that a dataset lacks weigh in the loss, with ones as their target, as published. It is for
+    anonymous slots, and needs `predict: state`."""
     shift: bool = True
     """Random shifts along periodic axes, of datasets whose equation is the same everywhere."""
     rollout_steps: Count = 1
     """Predictions in a row that the loss covers, each one fed the ones before it."""
+    rollout_gradient: Literal["full", "truncated", "push_forward"] = "full"
+    """How far gradients go back through a roll-out. `full`: through all predictions. `truncated`: each prediction has
+    its loss, and takes the ones before it as given. `push_forward` (Brandstetter, Worrall and Welling 2022): only the
+    last prediction has a loss; those before it, made without gradients and at the memory of one step, are the
+    disturbed input that it learns to correct."""
+    rollout_random: bool = False
+    """Draw the number of predictions anew for every update, from 1 to `rollout_steps`, the same for all its samples.
+    With `push_forward` this is the published loss, which counts the prediction from a true history, too."""
+    max_lead: Count = 1
+    """Frames from the end of the history to the one that is predicted, at most: each sample's are drawn from 1 to this
+    (all-to-all training, Herde et al. 2024), and the network is told, so it needs `model.condition`."""
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        if self.rollout_steps == 1 and (self.rollout_random or self.rollout_gradient != "full"):
+            raise ValueError(
+                f"rollout_gradient: {self.rollout_gradient} and rollout_random: {self.rollout_random} are for several "
+                "predictions in a row: set rollout_steps to 2 or more, or leave them out"
+            )
+        if self.max_lead > 1 and self.rollout_steps > 1:
+            raise ValueError(
+                f"max_lead {self.max_lead} reaches a later frame in one prediction, and rollout_steps "
+                f"{self.rollout_steps} in several: set one of them to 1"
+            )
+        if self.padding_loss and (self.predict != "state" or self.normalisation == "sample"):
+            raise ValueError(
+                f"padding_loss has ones for a target, which no change and no figures of a sample lead to (predict: "
+                f"{self.predict}, normalisation: {self.normalisation}): set predict: state and another normalisation"
+            )
+        if self.noise_unit == "norm" and "noise" not in self.model_fields_set:
+            raise ValueError("noise_unit: norm needs a noise of its own: the published one is 5e-4, and 0 is none")
+        return self
+
+    def frames_out(self, bundle: int) -> int:
+        """Frames after the history that a window reaches, for a network that predicts `bundle` frames at once."""
+        return max(self.max_lead, self.rollout_steps * bundle)
+
+    def misfit(self, *, slots: str, condition: bool, bundle: int) -> str | None:
+        """Why this cannot be learned by a network with these slots, conditions and frames at once; None where it can.
+
+        Beside the validator, since what is fine-tuned is not known before it is opened.
+        """
+        if self.padding_loss and slots != "anonymous":
+            return f"objective.padding_loss is for slots padded with ones, and slots are {slots}: set it to false"
+        if self.max_lead > 1 and not condition:
+            return (
+                f"objective.max_lead {self.max_lead} needs a network that is told how far ahead to predict: set "
+                "condition to true (model.condition, or adapt.condition when fine-tuning), or max_lead to 1"
+            )
+        if self.max_lead > 1 and bundle > 1:
+            return f"objective.max_lead {self.max_lead} is for networks that predict one frame, not {bundle} at once"
+        return None
+
+
+OUR_DEEPSPEED = {
+    "train_batch_size": "training.batch_size",
+    "train_micro_batch_size_per_gpu": "training.micro_batch",
+    "gradient_accumulation_steps": "training.batch_size and micro_batch",
+    "gradient_clipping": "training.clip",
+    "optimizer": "training.optimizer",
+    "scheduler": "training.schedule",
+    "stage": "training.zero_stage",
+    **dict.fromkeys(("fp16", "bf16", "amp", "torch_autocast"), "training.precision"),
+}
+"""DeepSpeed's settings that this project's own ones make."""
+
+EXECUTION = (
+    "ranks", "zero_stage", "compile", "recompute", "max_loss_ratio", "patience", "max_rollbacks", "checkpoint_every",
+    "keep_checkpoints", "keep_every", "validation_trajectories", "log_every", "restarts", "hang_timeout",
+    "collective_timeout", "stop_timeout", "deepspeed",
+)  # fmt: skip
+"""Settings of training that say how it is run, not what is learned: they may change between two starts of a run."""
 
 
 class TrainingConfig(Config):
@@ -125,6 +204,8 @@ class TrainingConfig(Config):
     """Samples that go through the network at once. batch_size / micro_batch must be a multiple of the ranks."""
     ranks: Count | Literal["auto"] = "auto"
     """Training processes: `auto` is one for each GPU, or two on CPU, as far as the batch divides among them."""
+    restarts: Annotated[int, Field(ge=0)] = 3
+    """How often the ranks are started again, from the newest checkpoint, after one of them died."""
     zero_stage: Literal[0, 1, 2, 3] = 1
     precision: Literal["float32", "bfloat16"] = "float32"
     """`bfloat16`: matrix products of the blocks and the head by autocast. Weights, optimizer, residuals, the stem and
@@ -141,16 +222,76 @@ class TrainingConfig(Config):
     recompute: bool = False
     """Keep only what enters the stem and each block, and compute the rest again in the backward pass: about half
     the memory, for one more forward pass of them."""
+    optimizer: Literal["adamw", "adam", "muon"] = "adamw"
+    """`adam`: weight decay is a part of the gradient, as published. `muon`: the blocks' matrices move along their
+    orthogonalised momentum, in steps of the size of AdamW's; all else by AdamW (`pretrain.muon`)."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    """Its peak."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.95)
+    epsilon: Annotated[float, Field(gt=0)] = 1e-8
+    """Adam's: what its denominator, the root of the mean squared gradient, is kept away from zero by."""
     weight_decay: Annotated[float, Field(ge=0)] = 1e-6
+    schedule: Literal["cosine", "onecycle", "wsd", "constant"] = "cosine"
+    """After the warm-up the learning rate falls along a cosine, to 1e-3 of its peak (`cosine`) or as published
+    (`onecycle`); stays, and falls in the last `decay` of the steps (`wsd`); or stays (`constant`)."""
     warmup: Fraction = 0.1
-    """Share of the steps in which the learning rate rises; afterwards it falls along a cosine to nearly zero."""
+    """Share of the steps in which the learning rate rises."""
+    decay: Fraction = 0.2
+    """`wsd`: share of the steps in which it falls."""
+    decay_shape: Literal["linear", "one_minus_sqrt"] = "one_minus_sqrt"
+    """`wsd`: how it falls."""
+    div_factor: Annotated[float, Field(ge=1)] = 1e4
+    """`onecycle`: the peak over the first learning rate."""
+    final_div_factor: Annotated[float, Field(ge=1)] = 1e4
+    """`onecycle`: the first learning rate over the last."""
+    cycle_beta1: Fraction | None = None
+    """`onecycle`: what the first of `betas` falls to while the learning rate rises, to rise again while that falls."""
     clip: Annotated[float, Field(ge=0)] = 1.0
     """Upper bound of the gradient's norm; 0 for none."""
+    clip_quantile: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Bound the gradient's norm by this quantile of the norms of the last `clip_window` steps, too."""
+    clip_window: Count = 200
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Publish an exponential moving average of the weights, which keeps this share of itself at each step."""
+    max_loss_ratio: Annotated[float, Field(ge=0)] = 50.0
+    """Steps whose loss is more than so many times the median of the last 100 are not taken; 0 to take all that are
+    finite."""
+    patience: Count = 3
+    """After so many steps in a row that were not taken, the run goes back to its last checkpoint, and on with other
+    samples in place of those that these steps objected to."""
+    max_rollbacks: Annotated[int, Field(ge=0)] = 3
+    """How often it may; then it fails."""
     checkpoint_every: Count = 200
     keep_checkpoints: Annotated[int, Field(ge=2)] = 2
+    keep_every: Annotated[int, Field(ge=0)] = 0
+    """Checkpoints of steps that this divides are never deleted; 0 for none."""
+    validation_trajectories: Annotated[int, Field(ge=0)] = 0
+    """Every checkpoint is rolled out on so many trajectories of each dataset's split `valid`; 0 for none."""
     log_every: Count = 10
+    hang_timeout: Annotated[float, Field(gt=0)] = 600.0
+    """Seconds without progress after which a rank is taken for hung: its stacks are written down, and it is ended."""
+    collective_timeout: Annotated[float, Field(gt=0)] = 600.0
+    """Seconds that a rank waits for the others, also at the start."""
+    stop_timeout: Annotated[float, Field(gt=0)] = 300.0
+    """Seconds for the last step and its checkpoint after a request to stop."""
+    deepspeed: dict[str, Any] = {}
+    """Further settings of DeepSpeed, as its documentation has them:
+    `{zero_optimization: {offload_optimizer: {device: cpu}}}`."""
+
+    @field_validator("deepspeed")
+    @classmethod
+    def _ours_is_ours(cls, value: dict[str, Any]) -> dict[str, Any]:
+        zero = value.get("zero_optimization", {})
+        taken = [f"zero_optimization.{k}" for k in zero if k == "stage"] + [k for k in value if k in OUR_DEEPSPEED]
+        if taken:
+            keys = ", ".join(f"{key} by {OUR_DEEPSPEED[key.removeprefix('zero_optimization.')]}" for key in taken)
+            raise ValueError(f"set {keys}")
+        devices = {key: (zero.get(key) or {}).get("device") for key in ("offload_optimizer", "offload_param")}
+        if "nvme" in devices.values():
+            raise ValueError(
+                f"offloading to nvme is not supported, since checkpoints read the state in memory: {devices}"
+            )
+        return value
 
     @field_validator("precision", mode="before")
     @classmethod
@@ -161,6 +302,16 @@ class TrainingConfig(Config):
                 "small gradients underflow in it; use bfloat16, which has float32's range, or float32"
             )
         return value
+
+    @model_validator(mode="after")
+    def _schedule_is_whole(self) -> Self:
+        if self.cycle_beta1 is not None and self.schedule != "onecycle":
+            raise ValueError(f"cycle_beta1 goes with schedule: onecycle, not {self.schedule}: leave one of them out")
+        if self.schedule == "wsd" and self.warmup + self.decay > 1:
+            raise ValueError(
+                f"warmup {self.warmup} and decay {self.decay} are shares of the same steps: together at most 1"
+            )
+        return self
 
     @model_validator(mode="after")
     def _whole_weights_to_compile(self) -> Self:
@@ -229,6 +380,19 @@ class PretrainConfig(JobConfig):
     def _kind_of_model(cls, value: Any) -> Any:
         return chosen(value, ModelConfig, BaselineModelConfig)
 
+    @model_validator(mode="after")
+    def _model_can_learn_it(self) -> Self:
+        model = self.model
+        if why := self.objective.misfit(slots=model.slots, condition=model.condition, bundle=model.bundle):
+            raise ValueError(why)
+        return self
+
+    @model_validator(mode="after")
+    def _muon_has_matrices(self) -> Self:
+        if self.training.optimizer == "muon" and isinstance(self.model, BaselineModelConfig):
+            raise ValueError("training.optimizer: muon is for this project's network; use adamw with a baseline")
+        return self
+
 
 class TrainedDataset(Config):
     """A dataset of a training run, as it was found."""
@@ -262,6 +426,8 @@ class RunConfig(Config):
     """The step from which on samples are drawn from `data`."""
     past: tuple[SegmentConfig, ...] = ()
     """What they were drawn from before, in order; never edited."""
+    replaced: tuple[int, ...] = ()
+    """Numbers of the micro-batches that others stand in for, since steps with them could not be taken."""
     history: int
     objective: ObjectiveConfig
     training: TrainingConfig

@@ -1,17 +1,22 @@
-"""DeepSpeed made ready: process group, optimizer, ZeRO stage and precision, applied to a plain module from outside."""
+"""DeepSpeed made ready, and its update: process group, optimizer, ZeRO stage and precision, applied to a plain module
+from outside."""
 
 import logging
 import math
 import os
 import sys
+from collections.abc import Mapping
 from contextlib import redirect_stdout
 from datetime import timedelta
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
+from torch.distributed.distributed_c10d import _set_pg_timeout, _world
 
 from pretrain.config import TrainingConfig
+from pretrain.optimizers import connect, make_optimizer
 
 
 def device_type() -> str:
@@ -19,8 +24,11 @@ def device_type() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def start_process_group(timeout: timedelta = timedelta(minutes=10)) -> tuple[int, int, torch.device]:
-    """Join the group that torchrun's environment describes.
+def start_process_group(seconds: float = 600.0) -> tuple[int, int, torch.device]:
+    """Join the group that torchrun's environment describes, unless this process is in one.
+
+    Args:
+        seconds: how long any rank waits for another, here and in every collective.
 
     Returns:
         Rank, world size and this rank's device. The backend is nccl on GPUs and gloo on CPUs.
@@ -34,8 +42,8 @@ def start_process_group(timeout: timedelta = timedelta(minutes=10)) -> tuple[int
         torch.cuda.set_device(device)
     backend = "nccl" if device.type == "cuda" else "gloo"
     with redirect_stdout(sys.stderr):  # it announces the op that it loads
-        deepspeed.init_distributed(dist_backend=backend, timeout=timeout, verbose=False)
-    return torch.distributed.get_rank(), torch.distributed.get_world_size(), device
+        deepspeed.init_distributed(dist_backend=backend, timeout=timedelta(seconds=seconds), verbose=False)
+    return dist.get_rank(), dist.get_world_size(), device
 
 
 def deepspeed_config(training: TrainingConfig, world_size: int) -> dict[str, Any]:
@@ -43,24 +51,25 @@ def deepspeed_config(training: TrainingConfig, world_size: int) -> dict[str, Any
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": training.micro_batch,
         "gradient_accumulation_steps": training.batch_size // (training.micro_batch * world_size),
-        "gradient_clipping": training.clip,
-        "optimizer": {
-            "type": "AdamW",
-            "params": {
-                "lr": training.learning_rate,
-                "betas": list(training.betas),
-                "weight_decay": training.weight_decay,
-                "torch_adam": True,  # torch's own: nothing to compile, and the same on every device
-            },
-        },
+        "gradient_clipping": 0.0,  # `update` sets the bound of each step
         "zero_optimization": {"stage": training.zero_stage},
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,  # torch's own optimizers also where their state is offloaded
         "steps_per_print": 10**9,
         "wall_clock_breakdown": False,
     }
     if training.precision == "bfloat16":
         # Autocast keeps float32 parameters and the spectral layers' float32 islands; "bf16" would cast the weights.
         config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
-    return config
+    return _merged(config, training.deepspeed)
+
+
+def _merged(base: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    result = dict(base)
+    for key, value in more.items():
+        old = result.get(key)
+        result[key] = _merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return result
 
 
 def make_engine(module: nn.Module, training: TrainingConfig, world_size: int) -> Any:
@@ -70,16 +79,39 @@ def make_engine(module: nn.Module, training: TrainingConfig, world_size: int) ->
     engine, *_ = deepspeed.initialize(
         model=module,
         model_parameters=[p for p in module.parameters() if p.requires_grad],
+        optimizer=make_optimizer(training, module.named_parameters()),
         config=deepspeed_config(training, world_size),
         dist_init_required=False,
     )
+    connect(engine)
+    for group in list(_world.pg_map):  # DeepSpeed makes its own, which would wait for gloo's 30 minutes
+        _set_pg_timeout(timedelta(seconds=training.collective_timeout), group)
     return engine
 
 
-def learning_rate(training: TrainingConfig, step: int) -> float:
-    """Learning rate of a step: linear warm-up, then a cosine to 1e-3 of the peak. A pure function of the step."""
-    warm = max(1, round(training.warmup * training.steps))
-    if step < warm:
-        return training.learning_rate * (step + 1) / warm
-    done = (step - warm) / max(1, training.steps - warm)
-    return training.learning_rate * (1e-3 + (1 - 1e-3) * 0.5 * (1 + math.cos(math.pi * done)))
+def update(engine: Any, bound: float) -> tuple[bool, float]:
+    """Take the step that the gradients have been accumulated for, if all of them are finite. Collective.
+
+    ZeRO refuses gradients that are not finite by itself; without ZeRO (stage 0) DeepSpeed would take them. The scaling
+    is ZeRO's in both cases.
+
+    Args:
+        engine: the DeepSpeed engine, at a boundary of its gradient accumulation.
+        bound: the gradient's norm is scaled down to it; 0 for no bound.
+
+    Returns:
+        Whether the step was taken, and the norm of the gradient before the scaling, not finite if it was not.
+    """
+    if engine.zero_optimization_stage():
+        engine.optimizer.clip_grad = bound
+        engine.step()
+        return bool(engine.was_step_applied()), float(engine.get_global_grad_norm())
+    gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
+    norm = float(torch.nn.utils.get_total_norm(gradients))
+    taken = math.isfinite(norm)
+    if not taken:
+        engine.zero_grad()  # the optimizer then finds nothing to do
+    elif bound and (norm + 1e-6) / bound > 1:
+        torch._foreach_mul_(gradients, bound / (norm + 1e-6))
+    engine.step()
+    return taken, norm

@@ -36,19 +36,32 @@ def shards_path(root: str, name: str) -> Path | str:
     return f"{root.rstrip('/')}/{name}.shards" if is_url(root) else Path(root) / f"{name}.shards"
 
 
-def number_of_ranks(training: TrainingConfig) -> int:
-    """Training processes on this machine: as many as its GPUs (two on CPU), as far as the batch divides among them."""
+def number_of_ranks(training: TrainingConfig, nodes: int = 1, per_node: int | None = None) -> int:
+    """Training processes over all nodes; `training.ranks`, if it is given.
+
+    Else `per_node` on each, or as many as this machine has GPUs (two on CPU), as far as the batch divides among them.
+
+    Raises:
+        ConfigError: `training.ranks` is another number than `nodes` x `per_node`, or not a multiple of `nodes`.
+    """
     if training.ranks != "auto":
+        if training.ranks % nodes or per_node not in (None, training.ranks // nodes):
+            raise ConfigError(
+                f"the training processes do not fit {nodes} nodes", key="training.ranks", found=training.ranks,
+                expected=f"{nodes * per_node}, {per_node} on each" if per_node else f"a multiple of {nodes}",
+                remedy="leave training.ranks out",
+            )  # fmt: skip
         return training.ranks
+    if per_node:
+        return nodes * per_node
     available = torch.cuda.device_count() or 2  # two, so that the distributed code is what runs everywhere
     micro_batches, rest = divmod(training.batch_size, training.micro_batch)
-    if rest:
-        return available  # `check_batch` says what would divide
-    return max(ranks for ranks in range(1, available + 1) if micro_batches % ranks == 0)
+    dividing = [nodes * each for each in range(1, available + 1) if rest == 0 and micro_batches % (nodes * each) == 0]
+    return max(dividing, default=nodes * available)  # where none divides, `check_batch` says what would
 
 
 def check_batch(training: TrainingConfig) -> None:
-    """Raises ConfigError when the batch does not divide among this machine's ranks; names numbers that do."""
+    """Raises ConfigError when the batch does not divide among the ranks; names numbers that do."""
     check_division(training.batch_size, training.micro_batch, number_of_ranks(training))
 
 
@@ -104,18 +117,18 @@ def network_config(
     if isinstance(model, BaselineModelConfig):
         return BaselineConfig(
             space=tuple(space), in_channels=channels, out_channels=channels, in_timesteps=history,
-            **model.model_dump(exclude={"slots"}),
+            out_timesteps=model.bundle, **model.model_dump(exclude={"slots", "bundle"}),
         )  # fmt: skip
     shape = SIZES[model.size] if model.size else {key: getattr(model, key) for key in SIZES["nano"]}
-    rest = model.model_dump(exclude={"size", "condition", "slots", *SIZES["nano"]})
+    rest = model.model_dump(exclude={"size", "condition", "slots", "bundle", *SIZES["nano"]})
     if any(n % model.patch_size for n in space):
         raise ConfigError(
             "the patches do not cover the grid", key="model.patch_size", found=model.patch_size,
             expected=f"a divisor of every axis of {tuple(space)}",
         )  # fmt: skip
     return NetworkConfig(
-        space=tuple(space), in_channels=channels, out_channels=channels, in_timesteps=history, conditions=conditions,
-        **shape, **rest,
+        space=tuple(space), in_channels=channels, out_channels=channels, in_timesteps=history,
+        out_timesteps=model.bundle, conditions=conditions, **shape, **rest,
     )  # fmt: skip
 
 
@@ -161,8 +174,9 @@ def _absolute(path: Path | str) -> str:
     return str(path) if is_url(path) else str(Path(path).resolve())
 
 
-def open_training_data(config: JobConfig, folder: Path) -> list[TrajectoryStore]:
-    """The training splits of a job's datasets; `folder` is that of the job's configuration file.
+def open_training_data(config: JobConfig, folder: Path, bundle: int = 1) -> list[TrajectoryStore]:
+    """The training splits of a job's datasets, for a network that predicts `bundle` frames at once; `folder` is that
+    of the job's configuration file.
 
     Raises:
         DataError: a dataset is missing or damaged, or has no trajectories to train or to evaluate on.
@@ -171,10 +185,13 @@ def open_training_data(config: JobConfig, folder: Path) -> list[TrajectoryStore]
     datasets = config.data.load_datasets(folder)
     for store in open_stores(config.data, datasets, config.evaluation.split):
         store.close()  # an empty test split is found now, not after the training
+    if config.training.validation_trajectories:
+        for store in open_stores(config.data, datasets, "valid"):
+            store.close()
     stores = open_stores(config.data, datasets, "train")
     weights = [d.weight for d in config.data.datasets]
     mixture_of(
-        stores, weights, config.data.history, config.objective.rollout_steps, config.seed,
+        stores, weights, config.data.history, config.objective.frames_out(bundle), config.seed,
         batch_size=config.training.batch_size, micro_batch=config.training.micro_batch,
         quarantine=quarantine_of(config.data.quarantine),
     )  # fmt: skip
@@ -219,7 +236,7 @@ def prepare_pretraining(config: PretrainConfig, folder: Path, *, new_segment: bo
         ConfigError, DataError: anything that would stop the job later, before any long work starts.
     """
     check_batch(config.training)
-    stores = open_training_data(config, folder)
+    stores = open_training_data(config, folder, config.model.bundle)
     run, operator = run_config(config, config.name, stores), new_operator(config, stores)
     path = Path(config.output) / "pretrain"
     if new_segment:

@@ -1,14 +1,24 @@
-"""Losses of a step, over all ranks and by dataset, and the two decisions that the ranks must take together."""
+"""Losses of a step, over all ranks and by dataset, and what the ranks tell each other with them."""
 
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from data_pipeline.base.errors import DataError
 from data_pipeline.loader import Batch
+
+
+class Agreed(NamedTuple):
+    """What all ranks know after a step's last forward pass."""
+
+    losses: dict[str, float]
+    """Mean losses over all ranks: `loss`, and `loss/<dataset>` for the datasets in this step."""
+    stop: bool
+    """Whether any rank was asked to stop."""
+    written: bool
+    """Whether all ranks have written their part of the checkpoint that was begun, or any has failed to."""
 
 
 class Meter:
@@ -21,10 +31,14 @@ class Meter:
 
     def __init__(self, datasets: Sequence[str], device: torch.device) -> None:
         self.datasets, self.device = datasets, device
-        self._sums = torch.zeros(2, len(datasets), device=device)
+        self.taken: tuple[list[Tensor], list[Tensor]] = ([], [])
+        """Positions and losses, micro-batch by micro-batch, of this rank's samples in the step agreed on last."""
+        self._begin()
+
+    def _begin(self) -> None:
+        self._sums = torch.zeros(2, len(self.datasets), device=self.device)
         self._positions: list[Tensor] = []
         self._losses: list[Tensor] = []
-        self._clock, self._steps = time.monotonic(), 0
 
     def add(self, batch: Batch, losses: Tensor) -> None:
         """Count the losses (B,) of a micro-batch."""
@@ -33,53 +47,31 @@ class Meter:
         self._positions.append(batch.position)
         self._losses.append(losses)
 
-    def agree(self, step: int, stop: bool) -> tuple[dict[str, float], bool]:
-        """Close the step. Collective.
+    def agree(self, *, stop: bool, writing: str) -> Agreed:
+        """Share the losses since the last call. Collective.
 
         Args:
-            step: number of the step, for the message.
             stop: whether this rank was asked to stop.
-
-        Returns:
-            Mean losses over all ranks (`loss`, and `loss/<dataset>` for the datasets in this step), and whether
-            any rank was asked to stop.
-
-        Raises:
-            DataError: on all ranks, when any sample's loss is not finite; names the samples.
+            writing: how far this rank's part of a checkpoint is (`Checkpoints.state`).
         """
-        flag = torch.tensor([float(stop)], device=self.device)
-        message = torch.cat([self._sums.flatten(), flag])
+        flags = torch.tensor(
+            [float(stop), float(writing == "written"), float(writing == "failed")], device=self.device
+        )
+        message = torch.cat([self._sums.flatten(), flags])
         dist.all_reduce(message)
-        sums, counts = message[:-1].reshape(2, -1).tolist()
-        if not torch.isfinite(message).all():
-            raise DataError(
-                f"the loss of step {step} is not finite",
-                found=f"sample positions {self._gather_offenders()}",
-                expected="finite losses; the weights of the step before are in the last checkpoint",
-                remedy="check the data with 'pdepot data validate', or lower training.learning_rate",
-            )
+        *figures, stops, written, failed = message.tolist()
+        sums, counts = figures[: len(self.datasets)], figures[len(self.datasets) :]
         losses = {"loss": sum(sums) / sum(counts)}
         losses |= {f"loss/{n}": s / c for n, s, c in zip(self.datasets, sums, counts, strict=True) if c}
-        self._sums.zero_()
-        self._positions.clear()
-        self._losses.clear()
-        self._steps += 1
-        return losses, bool(message[-1] > 0)
+        done = failed > 0 or written == dist.get_world_size()
+        self.taken = (self._positions, self._losses)
+        self._begin()
+        return Agreed(losses, stops > 0, done)
 
-    def steps_per_second(self) -> float:
-        """Rate since the last call."""
-        now = time.monotonic()
-        rate = self._steps / max(now - self._clock, 1e-9)
-        self._clock, self._steps = now, 0
-        return rate
-
-    def _gather_offenders(self) -> list[int]:
-        own = [
-            int(position)
-            for positions, losses in zip(self._positions, self._losses, strict=True)
-            for position, loss in zip(positions.tolist(), losses.tolist(), strict=True)
-            if not torch.isfinite(torch.tensor(loss))
-        ]
-        gathered: list[list[int]] = [[] for _ in range(dist.get_world_size())]
+    def samples(self, wanted: Callable[[float], bool]) -> list[tuple[int, float]]:
+        """Positions and losses of those samples of the step agreed on last whose loss is `wanted`. Collective."""
+        positions, losses = (torch.cat(part).tolist() if part else [] for part in self.taken)
+        own = [(int(p), float(x)) for p, x in zip(positions, losses, strict=True) if wanted(x)]
+        gathered: list[list[tuple[int, float]]] = [[] for _ in range(dist.get_world_size())]
         dist.all_gather_object(gathered, own)
-        return sorted(position for part in gathered for position in part)
+        return sorted(each for part in gathered for each in part)

@@ -1,46 +1,29 @@
 """A training run's folder: how it is laid out before the ranks start, and what they leave in it."""
 
 import ctypes
+import json
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from types import FrameType
 from typing import Literal
-
-import torch.distributed as dist
 
 from data_pipeline.base.config import build
 from data_pipeline.base.errors import CheckpointError, ConfigError, PdepotError
 from data_pipeline.base.files import publish_directory, read_json, remove_tree, write_json
 from data_pipeline.stores.cache import CacheConfig
+from pretrain.checkpoint import load_average
 from pretrain.comparison import check_same_run, read_run
-from pretrain.config import RunConfig
+from pretrain.config import EXECUTION, RunConfig
 from pretrain.engine import device_type
 from pretrain.execution import check_execution
-from pretrain.model.operator import Operator, save_operator
+from pretrain.model.operator import Operator, load_operator_files, save_operator
+from pretrain.together import together
 
 Status = Literal["running", "finished", "preempted", "failed"]
 
 _CACHE = "cache.json"
-
-
-class StopRequest:
-    """Becomes true when the process is asked to end (SIGTERM, SIGUSR1, SIGINT); a second request ends it at once."""
-
-    def __init__(self) -> None:
-        self._requested = False
-        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-            signal.signal(number, self._handle)
-
-    def _handle(self, number: int, _: FrameType | None) -> None:
-        if self._requested:
-            raise SystemExit(128 + number)
-        self._requested = True
-
-    def __call__(self) -> bool:
-        """Whether a stop was asked for."""
-        return self._requested
 
 
 def die_with_parent() -> None:
@@ -52,7 +35,8 @@ def die_with_parent() -> None:
 def prepare(folder: Path, config: RunConfig, operator: Operator, cache: CacheConfig | None = None) -> RunConfig:
     """Lay out a run's folder: its configuration and the weights to start from. Done already: nothing changes.
 
-    Only the place where remote data are cached, which is no part of a run's configuration, is noted anew.
+    Only what may change between two starts is noted anew: where remote data are cached, and how the run is run
+    (`pretrain.config.EXECUTION`).
 
     Returns:
         The run as it stands in the folder, with its past segments.
@@ -66,11 +50,7 @@ def prepare(folder: Path, config: RunConfig, operator: Operator, cache: CacheCon
         there = read_run(folder)
         check_same_run(folder, there, config, operator)
         write_json(folder / _CACHE, (cache or CacheConfig()).model_dump())
-        if all(d.trajectories for d in there.data):
-            return there
-        # A run of an older version, which did not note how large its datasets are.
-        write_json(folder / "config.json", config.model_dump(mode="json"))
-        return config
+        return _going_on(folder / "config.json", there, config)
     folder.mkdir(parents=True, exist_ok=True)
     temporary, final = folder / ".initial.partial", folder / "initial"
     for leftover in (temporary, final):
@@ -81,6 +61,21 @@ def prepare(folder: Path, config: RunConfig, operator: Operator, cache: CacheCon
     write_json(folder / _CACHE, (cache or CacheConfig()).model_dump())
     write_json(folder / "config.json", config.model_dump(mode="json"))  # last: with it the folder is a run
     return config
+
+
+def _going_on(file: Path, there: RunConfig, asked: RunConfig) -> RunConfig:
+    """Note how the run is to be run from now on; all else of the file stays, and with it the run's identity."""
+    content, wanted = read_json(file), asked.model_dump(mode="json")
+    changed = {key: wanted["training"][key] for key in EXECUTION}
+    if changed == {key: there.model_dump(mode="json")["training"][key] for key in EXECUTION}:
+        changed = {}
+    new = content | {"training": content["training"] | changed}
+    if not all(d.trajectories for d in there.data):
+        new["data"] = wanted["data"]  # a run of an older version, which did not note how large its datasets are
+    if new == content:
+        return there
+    write_json(file, new)
+    return read_run(file.parent)
 
 
 def read_cache(folder: Path) -> CacheConfig:
@@ -106,25 +101,34 @@ def freeze(operator: Operator, trainable: Sequence[str] | None) -> None:
             raise ConfigError("no parameter of this name", key=f"trainable: {prefix}", expected=", ".join(parts))
 
 
-def publish_final(operator: Operator, folder: Path, rank: int) -> None:
-    """Write the trained operator. Collective: under ZeRO-3 every rank holds a part of the weights."""
-    import deepspeed
+def publish_final(checkpoint: Path, folder: Path) -> None:
+    """Publish a run's last checkpoint as its operator; where the weights were averaged, their average. Collective.
 
-    parameters = [p for p in operator.parameters() if hasattr(p, "ds_id")]
-    with deepspeed.zero.GatheredParameters(parameters, enabled=bool(parameters)):
-        if rank == 0:
-            temporary = folder.with_name(f".{folder.name}.partial")
-            for leftover in (temporary, folder):
-                remove_tree(leftover)
-            temporary.mkdir()
-            save_operator(operator, temporary)
-            publish_directory(temporary, folder)
-    dist.barrier()
+    Raises:
+        CheckpointError: on all ranks, when it could not be written.
+    """
+
+    def publish() -> None:
+        operator = load_operator_files(checkpoint)
+        load_average(checkpoint, operator)
+        temporary = folder.with_name(f".{folder.name}.partial")
+        for leftover in (temporary, folder):
+            remove_tree(leftover)
+        temporary.mkdir()
+        save_operator(operator, temporary)
+        publish_directory(temporary, folder)
+
+    together(publish, "publish the operator", folder, only_first=True)
 
 
-def write_status(folder: Path, status: Status, message: str = "") -> None:
-    """Leave the outcome where launchers look for it."""
-    write_json(folder / "status.json", {"status": status, "message": message})
+def write_status(folder: Path, status: Status, message: str = "", *, permanent: bool = False) -> None:
+    """Leave the outcome where launchers look for it; `permanent`: starting again would fail in the same way."""
+    write_json(folder / "status.json", {"status": status, "message": message, "permanent": permanent})
+
+
+def failed_for_good(folder: Path) -> bool:
+    """Whether the last attempt failed for a reason that starting again does not mend."""
+    return read_status(folder)[0] == "failed" and bool(read_json(folder / "status.json").get("permanent"))
 
 
 def read_status(folder: Path) -> tuple[Status | None, str]:
@@ -140,7 +144,14 @@ def report_failure(folder: Path, error: BaseException) -> None:
     if not isinstance(error, PdepotError) and read_status(folder)[0] == "failed":
         return
     message = str(error) if isinstance(error, PdepotError) else f"{type(error).__name__}: {error}"
-    write_status(folder, "failed", message)
+    permanent = isinstance(error, PdepotError)
+    try:
+        write_status(folder, "failed", message, permanent=permanent)
+    except OSError:
+        # A full disk has no room for another file, but some in the one that is there.
+        content = json.dumps({"status": "failed", "message": message, "permanent": permanent})
+        with suppress(OSError), (folder / "status.json").open("r+b", buffering=0) as file:
+            file.truncate(file.write(content.encode()))
 
 
 def finished_operator(folder: Path) -> Path:

@@ -1,13 +1,12 @@
 """What a training run draws its samples from, and how that changes within a run: by a new segment at its end."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-
-import torch.distributed as dist
+from typing import Any
 
 from data_pipeline.base.errors import ConfigError, DataError
-from data_pipeline.base.files import digest, exclusive, write_json
+from data_pipeline.base.files import digest, exclusive, read_json, write_json
 from data_pipeline.mixture import Mixture
 from data_pipeline.segments import MixtureDataset, Segment
 from data_pipeline.stores import open_store
@@ -15,17 +14,29 @@ from data_pipeline.stores.cache import CacheConfig
 from data_pipeline.stores.protocol import TrajectoryStore
 from pretrain import checkpoint
 from pretrain.comparison import check_same_but_for_data, fitted, read_operator_config, read_run
-from pretrain.config import QuarantineConfig, RunConfig, TrainedDataset
+from pretrain.config import EXECUTION, QuarantineConfig, RunConfig, TrainedDataset
 from pretrain.model.grids import lifted_grid
 from pretrain.model.operator import CONFIG_FILE, Operator, OperatorConfig
 from pretrain.run import read_status
 
-_CHANGES = ("data", "quarantine", "first_step", "past")  # what a new segment may change
+_SAMPLES = ("data", "quarantine", "first_step", "past")  # what a new segment may change
 
 
-def run_identity(config: RunConfig) -> str:
-    """Digest of all that cannot change within a run. What may change is in the digest of its mixture."""
-    return digest(config.model_dump(mode="json", exclude=set(_CHANGES)))
+def run_identity(content: Mapping[str, Any]) -> str:
+    """Digest of all that cannot change within a run: neither what it draws its samples from, which is in the digest of
+    its mixture, nor how it is run.
+
+    Args:
+        content: of the run's `config.json`, as it stands in the file: what later versions bring is not in it.
+    """
+    fixed = {key: value for key, value in content.items() if key not in (*_SAMPLES, "replaced")}
+    training = {key: value for key, value in content["training"].items() if key not in EXECUTION}
+    return digest(fixed | {"training": training})
+
+
+def run_identity_v2(content: Mapping[str, Any]) -> str:
+    """The same as checkpoints of version 2 have it, which go on only in the way that they began."""
+    return digest({key: value for key, value in content.items() if key not in (*_SAMPLES, "replaced")})
 
 
 def run_mixture(config: RunConfig, frames: int) -> Mixture:
@@ -39,8 +50,9 @@ def run_mixture(config: RunConfig, frames: int) -> Mixture:
     drawn = tuple(
         Segment(s.first_step, {d.name: d.weight for d in s.data}, quarantine_of(s.quarantine)) for s in segments
     )
+    training = config.training
     return Mixture(
-        tuple(datasets.values()), drawn, config.seed, config.training.batch_size, config.training.micro_batch
+        tuple(datasets.values()), drawn, config.seed, training.batch_size, training.micro_batch, config.replaced
     )
 
 
@@ -113,7 +125,8 @@ def append_segment(folder: Path, asked: RunConfig, operator: Operator) -> None:
         write_json(folder / "initial" / CONFIG_FILE, fitted(model, operator.config).model_dump(mode="json"))
         changes = {"first_step": step, "past": there.segments}
         kept = there.model_copy(update={"data": asked.data, "quarantine": asked.quarantine, **changes})
-        write_json(file, kept.model_dump(mode="json"))
+        # Only these: the rest of the file stays as it is, and with it the run's identity.
+        write_json(file, read_json(file) | kept.model_dump(mode="json", include=set(_SAMPLES)))
     print(f"{asked.name}: from step {step} on, another mixture ({len(kept.past) + 1} segments)", flush=True)
 
 
@@ -151,15 +164,3 @@ def _check_operator_knows(model: OperatorConfig, asked: Operator, known: set[str
                 f"dataset {dataset.name!r} has another grid than the operator", key="space", found=space,
                 expected=model.network.space, remedy="export it at that resolution, or fine-tune the operator on it",
             )  # fmt: skip
-
-
-def check_ranks_agree(identity: str, mixture: Mixture) -> None:
-    """Raise ConfigError on all ranks unless they train the same run on the same samples. Collective."""
-    found: list[tuple[str, str]] = [("", "")] * dist.get_world_size()
-    dist.all_gather_object(found, (identity, mixture.digest()))
-    others = [rank for rank, each in enumerate(found) if each != found[0]]
-    if others:
-        raise ConfigError(
-            "the ranks were started with different configurations", found=f"ranks {others} differ from rank 0",
-            expected="one run's folder, the same for all", remedy="start all ranks on the same folder",
-        )  # fmt: skip

@@ -1,6 +1,7 @@
 """Fixtures that all tests share."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,3 +13,17 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip("no ../shared folder beside the repository")
     return folder
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The `data` group of a configuration, its two datasets built. Nobody may change them."""
+    from tests.training import make_data
+
+    return make_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An MLflow database."""
+    return f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}"

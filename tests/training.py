@@ -1,12 +1,15 @@
 """A training run small enough for tests: two tiny datasets, a nano operator, a few steps on two real ranks."""
 
+import itertools
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 import yaml
 
 from data_pipeline.base.config import build, load
@@ -15,6 +18,7 @@ from launch.datasets import make_datasets
 from pretrain.config import PretrainConfig
 from pretrain.job import prepare_pretraining
 from tests import well_files
+from tests.rank_group import run_in_ranks
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS, EVERY = 12, 3
@@ -86,3 +90,45 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes], se
         assert process.poll() is None, "the run ended before the fault could be injected"
         assert time.monotonic() < deadline, "the run does not get on"
         time.sleep(0.02)
+
+
+class Watched(NamedTuple):
+    """What one rank saw of its steps."""
+
+    status: str
+    positions: list[list[int]]
+    """Sample numbers of each step on this rank."""
+    losses: list[float]
+    """The loss of each step, over all ranks."""
+
+
+def train_in_ranks(folder: Path, ranks: int, steps: int | None = None) -> list[Watched]:
+    """Train the run in `folder` on so many ranks, which are asked to stop after so many steps; what each rank saw."""
+    return run_in_ranks(watched, ranks, folder, steps)
+
+
+def watched(folder: Path, steps: int | None) -> Watched:
+    """Train as one rank, without MLflow, whose import and database take longer than the steps."""
+    from pretrain import train
+
+    positions: list[list[int]] = []
+    losses: list[float] = []
+    true_step = train.train_step
+
+    def step(run: Any, *arguments: Any) -> Any:
+        result = true_step(run, *arguments)
+        positions.append(torch.cat(run.meter.taken[0]).tolist())
+        losses.append(result.losses["loss"])
+        return result
+
+    train.train_step = step
+    train.start_tracker = lambda *_: nullcontext()  # type: ignore[assignment]
+    calls = itertools.count(1)
+    status = train.train(folder, "", lambda: steps is not None and next(calls) >= steps)
+    return Watched(status, positions, losses)
+
+
+def stream(seen: list[Watched]) -> list[list[int]]:
+    """The sample numbers of each step, over all ranks."""
+    steps = zip(*(each.positions for each in seen), strict=True)
+    return [sorted(itertools.chain.from_iterable(ranks)) for ranks in steps]

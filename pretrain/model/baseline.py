@@ -57,6 +57,8 @@ class BaselineModelConfig(Architecture):
 
     slots: Literal["named", "anonymous"] = "named"
     """As in `OperatorConfig.slots`."""
+    bundle: Count = 1
+    """Frames that it predicts at once."""
     condition: ClassVar[bool] = False
     """No baseline is told of its equation."""
     resize_position: ClassVar[bool] = False

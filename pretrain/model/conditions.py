@@ -2,7 +2,8 @@
 
 The features of a sample, in this order, so that a parameter which joins later changes none before it:
 
-    log10(dt)                                       dt in the equation's unit of time
+    log10(dt)                                       from the last frame to the predicted one (of several at once: the
+                                                    first), in the equation's unit of time
     periodic, wall, open                            for each axis; all zero where the boundary is not known, and
                                                     periodic along axes of the network that the fields lack
     known, sign, log10(max(|value|, 1e-8))          for each parameter; all zero where the sample lacks it
@@ -44,6 +45,11 @@ def dataset_features(dt: float, boundaries: Sequence[Boundary], axes: int) -> li
         return [math.log10(dt), *[0.0] * len(BOUNDARIES) * axes]
     everywhere = (*boundaries, *("periodic",) * (axes - len(boundaries)))
     return [math.log10(dt), *(float(kind == boundary) for boundary in everywhere for kind in BOUNDARIES)]
+
+
+def with_lead(features: Tensor, lead: Tensor) -> Tensor:
+    """The features (B, K) of predictions `lead` (B,) frames ahead, from those of one frame ahead."""
+    return torch.cat([features[:, :1] + lead.to(features.dtype).log10()[:, None], features[:, 1:]], dim=-1)
 
 
 def parameter_features(values: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from data_pipeline.base.errors import ConfigError, DataError, nearest
 from data_pipeline.base.files import read_json, write_json
 from data_pipeline.trajectory import Boundary, parameter_row
 from pretrain.model.baseline import Baseline, BaselineConfig, chosen
-from pretrain.model.conditions import condition_count, dataset_features, parameter_features
+from pretrain.model.conditions import condition_count, dataset_features, parameter_features, with_lead
 from pretrain.model.config import NetworkConfig
 from pretrain.model.dpot import Dpot, Folded
 from pretrain.model.grids import lifted_grid, on_lifted_grid
@@ -103,6 +103,8 @@ class Operator(nn.Module):
     `predict: state`   y = m + s * network((x - m) / s)
     `predict: change`  y = x_last + 0.1 * s * network((x - m) / s), so the network's unit of change is a tenth of a
     deviation (`mean_std`, `sample`), of the RMS (`rms`) or of the field's own unit (`none`).
+    k frames ahead the unit is k times that: the network gives the mean rate of change, which varies little with k, and
+    the same trend in the input means the same output.
     What is in slots that the dataset does not have is not seen by the network, and what comes out there means nothing.
     Fields of fewer axes than the network's are constant along those that they lack, see `pretrain.model.grids`.
     """
@@ -168,6 +170,7 @@ class Operator(nn.Module):
         parameters: Tensor | None = None,
         folded: Folded | None = None,
         padding: Tensor | float | None = None,
+        lead: Tensor | None = None,
     ) -> Tensor:
         """Predict the next frames.
 
@@ -180,16 +183,24 @@ class Operator(nn.Module):
             folded: what `fold` gave, for inference.
             padding: what the network sees, as it is, in slots that a sample's dataset does not have, broadcastable to
                 `history`; by default zeros (named slots) or ones (anonymous).
+            lead: (B,), how many frames after the history's last one the predicted frame is; None for the next one. A
+                conditioned operator is told, and has learned those that it was trained with (`objective.max_lead`).
 
         Returns:
             (B, *space, T_out, C), physical units.
+
+        Raises:
+            ConfigError: a lead for an operator without conditions, or one that predicts several frames at once.
         """
         shift, scale = self.figures(history, dataset)
         owned = _expand(self.owned[dataset], history)
         x = torch.where(owned, (history - shift) / scale, PADDING[self.config.slots] if padding is None else padding)
-        told = (self.conditions(dataset, parameters),) if self.config.network.conditions else ()
+        told = (self.conditions(dataset, parameters, lead),) if self.config.network.conditions else ()
         given: dict[str, Any] = {} if folded is None else {"folded": folded}
         y = on_lifted_grid(lambda wide: self.network(wide, *told, **given), x, self.lifted(x.shape[1:-2]))
+        if lead is not None:
+            self._check_takes_leads()
+            y = y * _expand(lead[:, None], y) if self.config.predict == "change" else y
         if self.config.predict == "change":
             return history[..., -1:, :] + CHANGE_UNIT * scale * y
         return shift + scale * y
@@ -216,11 +227,21 @@ class Operator(nn.Module):
             return sample_figures(history)
         return _expand(self.shift[dataset], history), _expand(self.scale[dataset], history)
 
-    def conditions(self, dataset: Tensor, parameters: Tensor | None) -> Tensor:
+    def conditions(self, dataset: Tensor, parameters: Tensor | None, lead: Tensor | None = None) -> Tensor:
         """What the network is told of each sample's equation, (B, K), see `pretrain.model.conditions`."""
         if parameters is None:
             parameters = self.scale.new_full((len(dataset), len(self.config.parameters)), float("nan"))
-        return torch.cat([self.dataset_conditions[dataset], parameter_features(parameters)], dim=-1)
+        features = torch.cat([self.dataset_conditions[dataset], parameter_features(parameters)], dim=-1)
+        return features if lead is None else with_lead(features, lead)
+
+    def _check_takes_leads(self) -> None:
+        network = self.config.network
+        if not network.conditions or network.out_timesteps > 1:
+            raise ConfigError(
+                "the operator cannot be told how far ahead to predict", key="lead",
+                found=f"{network.conditions} conditions, {network.out_timesteps} frames at once",
+                expected="a conditioned network that predicts one frame",
+            )  # fmt: skip
 
     def parameter_values(self, values: Mapping[str, float]) -> Tensor:
         """The PDE parameters of one sample as `forward` takes them, (1, P).

@@ -21,7 +21,8 @@ from pretrain.config import RunConfig
 from pretrain.evaluate import evaluate
 from pretrain.model import load_operator_files
 from pretrain.run import read_status
-from pretrain.train import make_loader
+from pretrain.schedule import run_mixture
+from pretrain.setup import frames_out, make_loader
 from tests.mixed import FIELDS, MIXED_MODEL, SPACES, WEIGHTS, make_mixed_data
 from tests.training import prepare, start_ranks, wait_for
 
@@ -55,7 +56,8 @@ def batches(folder: Path, data: dict[str, Any], rank: int, ranks: int, first_ste
     config = build(RunConfig, read_json(folder / "config.json"))
     stores = [open_store(Path(data["root"]) / f"{name}.shards", "train") for name in SPACES]
     operator = load_operator_files(folder / "initial")
-    with make_loader(config, stores, operator, rank, ranks, first_step) as loader:
+    mixture = run_mixture(config, config.history + frames_out(config, operator))
+    with make_loader(config, mixture, stores, operator, first_step, rank=rank, world_size=ranks) as loader:
         return [next(loader) for _ in range(steps * 4 // ranks)]
 
 

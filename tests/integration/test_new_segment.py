@@ -7,22 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from mlflow import MlflowClient
 
 from data_pipeline.base.config import load
-from data_pipeline.base.errors import ConfigError, PdepotError
+from data_pipeline.base.errors import PdepotError
 from data_pipeline.base.files import read_json, write_json
 from data_pipeline.config import DatasetConfig
-from data_pipeline.mixture import Mixture
-from data_pipeline.segments import MixtureDataset, Segment
 from launch.datasets import make_datasets
 from launch.ranks import run_ranks
 from pretrain.comparison import read_run
 from pretrain.model.operator import load_operator_files
 from pretrain.run import read_status
-from pretrain.schedule import check_ranks_agree
 from tests.training import prepare, start_ranks, wait_for, write_dataset
 
 pytestmark = pytest.mark.slow
@@ -70,18 +65,5 @@ def test_a_run_goes_on_with_a_dataset_that_joins(data: dict[str, Any], uri: str,
     config["past"][0]["data"][0]["weight"] = 7
     write_json(again / "config.json", config)
     shutil.rmtree(again / "final")
-    with pytest.raises(PdepotError, match=r"(?s)samples are not those of this run.*by hand in config\.json"):
+    with pytest.raises(PdepotError, match=r"(?s)cannot be continued.*schedule.*by hand in config\.json"):
         run_ranks(again, 2, uri)
-
-
-def rank(number: int, folder: str) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=number, world_size=2)
-    drawn = [Mixture((MixtureDataset("a", 5, 5, (8,)),), (Segment(0, {"a": 1}),), seed, 8, 4) for seed in (0, number)]
-    check_ranks_agree("same", drawn[0])
-    for identity, mixture in (("same", drawn[1]), (f"rank {number}", drawn[0])):
-        with pytest.raises(ConfigError, match=r"ranks \[1\] differ"):
-            check_ranks_agree(identity, mixture)
-
-
-def test_ranks_with_different_configurations_are_stopped(tmp_path: Path) -> None:
-    mp.spawn(rank, args=(str(tmp_path),), nprocs=2)

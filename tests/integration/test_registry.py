@@ -2,17 +2,11 @@
 
 import os
 import pickletools
-import shutil
-import signal
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
 import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +20,7 @@ from pretrain.model.operator import Operator, save_operator
 from pretrain.registry import ModelVersion, list_models, load_operator, promote, promotions, pull, register, show
 from pretrain.rollout import rollout_block
 from pretrain.tracking import Tracker, check_reachable, connect, experiment_id
+from tests.mlflow_servers import mlflow_server
 from tests.operator_fakes import operator_config
 from tests.operators import make_operator
 
@@ -396,53 +391,17 @@ def test_reading_makes_no_database(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-@contextmanager
-def mlflow_server(database: Path, folder: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """A real server on a free port, with its own copy of a database."""
-    folder.mkdir()
-    shutil.copy(database, folder / "mlflow.db")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    stores = ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", f"{folder}/artifacts"]
-    address = ["--host", "127.0.0.1", "--port", str(port)]
-    command = [sys.executable, "-m", "mlflow", "server", *address, *stores, "--workers", "1"]
-    # Without its job runners, which are eight more processes.
-    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
-    try:
-        wait_for(f"http://127.0.0.1:{port}/health", process, folder / "log")
-        yield f"http://127.0.0.1:{port}", process
-    finally:
-        end(process)
-
-
-def wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        with suppress(OSError), urllib.request.urlopen(url, timeout=5):
-            return
-        time.sleep(0.2)
-    pytest.fail(log.read_text())
-
-
-def end(process: subprocess.Popen[bytes]) -> None:
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-
-
 @pytest.mark.timeout(240)
 def test_a_server_holds_it_all_and_its_end_does_not_stop_a_training(
     folder: Path, name: str, uri: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with mlflow_server(Path(uri.removeprefix("sqlite:///")), tmp_path / "server") as (server, process):
+    with mlflow_server(tmp_path / "server", Path(uri.removeprefix("sqlite:///"))) as running:
+        server = running.uri
         tracker = Tracker.start(server, "served", "run", tmp_path / "tracking.json")
         tracker.params({"rate": 0.1, "empty": ""})
         tracker.metrics(1, {"loss": 1.0, "odd": float("nan")})
         tracker.figure(b"png", "error.png")
-        tracker.flush()
+        assert tracker.flush(120)
         assert connect(server).get_run(tracker.run_id).data.metrics["loss"] == 1.0
         assert [f.path for f in connect(server).list_artifacts(tracker.run_id, "figures")] == ["figures/error.png"]
 
@@ -454,10 +413,10 @@ def test_a_server_holds_it_all_and_its_end_does_not_stop_a_training(
         with pytest.raises(RegistryError, match="did you mean 'champion'"):
             show(f"models:/{name}@champio", server)
 
-        end(process)
+        running.kill()
         capsys.readouterr()
         tracker.metrics(2, {"loss": 0.5})
         tracker.finish("FINISHED")
-        assert "1 figures could not be sent" in capsys.readouterr().out
+        assert "pdepot runs sync" in capsys.readouterr().out
         with pytest.raises(RegistryError, match=server):
             check_reachable(server)

@@ -24,7 +24,8 @@ from launch.ranks import run_ranks
 from pretrain.config import PretrainConfig, RunConfig
 from pretrain.job import open_training_data, prepare_pretraining
 from pretrain.model import load_operator_files
-from pretrain.train import make_loader
+from pretrain.schedule import run_mixture
+from pretrain.setup import frames_out, make_loader
 from tests.s3 import BUCKET, s3_server
 from tests.training import MODEL, ROOT, write_dataset
 
@@ -209,7 +210,8 @@ def job(folder: Path, root: str, **data: Any) -> PretrainConfig:
 def first_batches(folder: Path, config: PretrainConfig, here: Path) -> list[Any]:
     run = build(RunConfig, read_json(folder / "config.json"))
     stores, operator = open_training_data(config, here.parent), load_operator_files(folder / "initial")
-    with make_loader(run, stores, operator, 0, 1, 0) as loader:
+    mixture = run_mixture(run, run.history + frames_out(run, operator))
+    with make_loader(run, mixture, stores, operator, 0, rank=0, world_size=1) as loader:
         return [next(loader) for _ in range(3)]
 
 

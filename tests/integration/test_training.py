@@ -10,7 +10,7 @@ import torch
 from mlflow import MlflowClient
 
 from data_pipeline.base.config import build
-from data_pipeline.base.errors import ConfigError, PdepotError
+from data_pipeline.base.errors import ConfigError
 from data_pipeline.base.files import read_json
 from data_pipeline.stores import open_store
 from finetune.config import FinetuneConfig
@@ -64,8 +64,6 @@ def test_kill_9_of_all_ranks_does_not_change_the_weights(
     wait_for(lambda: bool(checkpoints(folder)), process)
     process.kill()  # the launcher alone: torchrun and the ranks must not outlive it
     process.wait()
-    # What a kill within a save leaves: a folder under a temporary name.
-    (folder / "checkpoints" / ".step-00000006.partial").mkdir(exist_ok=True)
     assert read_status(folder)[0] == "running"
     run_ranks(folder, 2, uri)
     assert weights(folder) == weights(undisturbed)
@@ -94,7 +92,7 @@ def test_a_damaged_checkpoint_is_passed_over(
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     newest = checkpoints(folder)[-1]
-    victim = next(newest.rglob("*zero_pp_rank_1*optim_states.pt"))
+    victim = newest / "rank-00001.safetensors"
     content = bytearray(victim.read_bytes())
     content[len(content) // 2] ^= 1
     victim.write_bytes(content)
@@ -102,28 +100,6 @@ def test_a_damaged_checkpoint_is_passed_over(
     run_ranks(folder, 2, uri)
     assert f"{newest.name} is damaged" in capfd.readouterr().out
     assert weights(folder) == weights(undisturbed)
-
-
-def test_a_loss_that_is_not_finite_stops_all_ranks_with_the_samples_named(
-    data: dict[str, Any], uri: str, tmp_path: Path
-) -> None:
-    folder = prepare(data, tmp_path, learning_rate=1e30, clip=0, warmup=0)
-    with pytest.raises(PdepotError, match=r"(?s)loss of step \d+ is not finite.*sample positions \[\d+"):
-        run_ranks(folder, 2, uri)
-    assert read_status(folder)[0] == "failed"
-    assert not (folder / "final").exists()
-
-
-def test_another_number_of_ranks_is_refused_with_the_remedy(
-    data: dict[str, Any], uri: str, undisturbed: Path, tmp_path: Path
-) -> None:
-    import shutil
-
-    folder = tmp_path / "copy"
-    shutil.copytree(undisturbed, folder)
-    shutil.rmtree(folder / "final")
-    with pytest.raises(PdepotError, match=r"(?s)world_size.*found: 2.*expected: 1.*as many ranks as before"):
-        run_ranks(folder, 1, uri)
 
 
 def test_another_configuration_is_refused_and_named(data: dict[str, Any], undisturbed: Path) -> None:

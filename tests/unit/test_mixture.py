@@ -1,5 +1,6 @@
 """The schedule: which window is sample number k."""
 
+import dataclasses
 import pickle
 from collections import Counter, defaultdict
 
@@ -296,3 +297,36 @@ def test_counts_of_windows_are_even_over_several_epochs() -> None:
         counts = Counter(seen)
         assert len(counts) == {"a": 91, "b": 4100}[name]
         assert max(counts.values()) - min(counts.values()) <= 1
+
+
+@settings(deadline=None)
+@given(mixtures(most=3), st.sets(st.integers(0, 30), min_size=1, max_size=5))
+def test_only_the_micro_batches_that_are_replaced_change(drawn: Mixture, replaced: set[int]) -> None:
+    other = dataclasses.replace(drawn, replaced=tuple(replaced))
+    ks = np.arange(40 * drawn.micro_batch)
+    before, after = (each.draw_many(ks).reshape(40, drawn.micro_batch) for each in (drawn, other))
+    kept = [p for p in range(40) if p not in replaced]
+    np.testing.assert_array_equal(after[kept], before[kept])
+    for p in replaced:
+        beyond = (2**44 + p) * drawn.micro_batch + np.arange(drawn.micro_batch)
+        np.testing.assert_array_equal(after[p], drawn.draw_many(beyond))
+    # One at a time, in whatever order: the same.
+    assert [other.draw(int(k)) for k in ks[::-7]] == [Draw(*row.item()) for row in other.draw_many(ks[::-7])]
+    assert len({drawn.datasets[n].bucket for n in after["dataset"].flatten().tolist()}) <= 3
+    assert all(len({drawn.datasets[n].space for n in row["dataset"].tolist()}) == 1 for row in after)
+    # Other datasets go on as they would have: nothing that comes later is drawn in another order.
+    assert other.draws_before(1000) == drawn.draws_before(1000)
+
+
+@settings(deadline=None)
+@given(mixtures(most=2), st.sets(st.integers(0, 100), min_size=1, max_size=5), st.integers(0, 60))
+def test_the_digest_before_a_step_counts_what_was_replaced_until_then(
+    drawn: Mixture, replaced: set[int], step: int
+) -> None:
+    other = dataclasses.replace(drawn, replaced=tuple(replaced))
+    until = {p for p in replaced if p < step * (drawn.batch_size // drawn.micro_batch)}
+    assert other.digest(step) == dataclasses.replace(drawn, replaced=tuple(until)).digest()
+    assert (other.digest(step) == drawn.digest()) == (not until)
+    assert other.digest() != drawn.digest()
+    assert other.digest(step) in other.digests_at(step)
+    assert other.digest() == dataclasses.replace(drawn, replaced=tuple(sorted(replaced, reverse=True))).digest()

@@ -121,4 +121,4 @@ def test_in_the_reference_configuration_every_option_is_off() -> None:
     assert network == published
     found = (operator.config.predict, operator.config.normalisation, operator.config.slots, operator.config.parameters)
     assert found == ("state", "none", "anonymous", ())
-    assert (config.objective.noise_unit, config.objective.shift, config.objective.rollout_steps) == ("field", False, 1)
+    assert (config.objective.noise_unit, config.objective.shift, config.objective.rollout_steps) == ("norm", False, 1)

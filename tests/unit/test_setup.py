@@ -382,7 +382,9 @@ def test_the_set_up_loads_on_an_old_python_and_imports_only_the_standard_library
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--nodes", "2"], "unknown option --nodes"),
+        (["--node", "2"], "unknown option --node"),
+        (["--launcher", "slum"], "unknown launcher slum (expected local, slurm, ray or kubernetes)"),
+        (["--nodes"], "--nodes needs a value"),
         (["missing.yaml"], "no such configuration file: missing.yaml"),
         (["demo.yaml", "training.steps"], "not an override: training.steps"),
     ],
@@ -414,6 +416,7 @@ def test_pretrain_sets_up_and_runs_the_pipeline_from_the_checkout(machine: Machi
         ([], "configs/pretrain/demo.yaml", 0),
         (["training.steps=7"], "configs/pretrain/demo.yaml training.steps=7", 7),
         (["mine.yaml", "seed=1"], f"{machine.root}/mine.yaml seed=1", 0),
+        (["--nodes", "2", "mine.yaml", "--launcher", "ray"], f"{machine.root}/mine.yaml --nodes 2 --launcher ray", 0),
     ]:
         result = machine.script("launch/pretrain.sh", *arguments)
         assert (result[0], machine.calls()[-1]) == (code, command.format(expected)), result

@@ -1,29 +1,33 @@
-"""Tracking: one MLflow run through kills and restarts; a server that is away costs lines, not the training."""
+"""Tracking: one MLflow run through kills and restarts, fed from the figures on disk. The faults of real servers are in
+`tests/integration/test_tracking_server.py`."""
 
+import json
 import os
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
-from data_pipeline.base.errors import RegistryError
+from data_pipeline.base.errors import PdepotError, RegistryError
 from data_pipeline.base.files import read_json
-from pretrain import tracking
+from pretrain import mlflow_server
+from pretrain.delivery import find_delivery
+from pretrain.metrics_log import read_history
 from pretrain.tracking import Tracker, check_reachable, connect, default_uri, flatten, ui_command
 
 from mlflow import MlflowClient  # isort: skip
-from mlflow.exceptions import MlflowException  # isort: skip
 
 ROOT = Path(__file__).resolve().parents[2]
+LONG = 300.0  # seconds; nothing takes so long
 START = """
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from pretrain.tracking import Tracker
-Tracker.start(sys.argv[1], "together", "run", Path(sys.argv[2])).finish("FINISHED")
+Tracker.start(sys.argv[1], "together", "run", Path(sys.argv[2]) / "tracking.json").finish("FINISHED")
 """
 
 
@@ -34,7 +38,7 @@ def starters(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[tuple[
     uri = f"sqlite:///{folder / 'mlflow.db'}"
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", START, uri, str(folder / f"{name}.json")], cwd=ROOT, text=True,
+            [sys.executable, "-c", START, uri, str(folder / name)], cwd=ROOT, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )
         for name in ("first", "second")
@@ -48,8 +52,9 @@ def uri(starters: tuple[str, list[tuple[int, str]]]) -> str:
 
 
 @pytest.fixture
-def tracker(uri: str, tmp_path: Path) -> Tracker:
-    return start(uri, tmp_path)
+def tracker(uri: str, tmp_path: Path) -> Iterator[Tracker]:
+    with start(uri, tmp_path) as tracker:
+        yield tracker
 
 
 def start(uri: str, folder: Path, experiment: str = "tests") -> Tracker:
@@ -74,40 +79,86 @@ def test_mlflow_is_silent(starters: tuple[str, list[tuple[int, str]]]) -> None:
     assert [line for line in lines if not line.startswith("waiting: another process")] == []
 
 
-def test_a_killed_run_goes_on_and_repeats_no_step(uri: str, tmp_path: Path) -> None:
-    first = start(uri, tmp_path)
-    for step in range(6):
-        first.metrics(step, {"loss": 1.0 / (step + 1)})
-    first.flush()
-    first.metrics(6, {"loss": 0.5})  # not sent when the process dies
+def test_a_run_that_broke_off_goes_on_and_repeats_no_step(uri: str, tmp_path: Path) -> None:
+    with start(uri, tmp_path) as first:
+        first.begin(0)
+        for step in range(6):
+            first.metrics(step, {"loss": 1.0 / (step + 1)})
+        assert first.flush(LONG)
+    with start(uri, tmp_path) as first:  # broken off at once
+        first.begin(3)
+        first.metrics(5, {"loss": 1.0 / 6})
 
     second = start(uri, tmp_path)
+    second.begin(3)
     assert second.run_id == first.run_id
-    for step in range(3, 9):
+    for step in range(4, 9):
         second.metrics(step, {"loss": 1.0 / (step + 1), "late": float(step)})
     second.finish("FINISHED")
     assert history(second, "loss") == [(step, 1.0 / (step + 1)) for step in range(9)]
-    assert [step for step, _ in history(second, "late")] == list(range(3, 9))
+    assert [step for step, _ in history(second, "late")] == list(range(4, 9))
     assert connect(uri).get_run(second.run_id).info.status == "FINISHED"
+    assert len(read_history(tmp_path).series("loss")) == 9
 
 
-def test_a_run_that_the_server_has_lost_is_replaced(
+def test_how_a_run_ended(uri: str, tmp_path: Path) -> None:
+    for error, status in ((ValueError, "FAILED"), (SystemExit, "KILLED"), (KeyboardInterrupt, "KILLED")):
+        with pytest.raises(error), start(uri, tmp_path) as tracker:
+            raise error
+        assert connect(uri).get_run(tracker.run_id).info.status == status
+    with start(uri, tmp_path) as tracker:
+        assert tracker.flush(LONG)
+        assert connect(uri).get_run(tracker.run_id).info.status == "RUNNING"
+        tracker.finish("FINISHED")
+    assert connect(uri).get_run(tracker.run_id).info.status == "FINISHED"
+
+
+def test_a_run_that_the_server_has_lost_is_made_again_with_all_its_records(
     uri: str, tracker: Tracker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    tracker.params({"rate": 0.1})
     tracker.metrics(5, {"loss": 1.0})
-    tracker.flush()
+    tracker.figure(b"png", "error.png")
+    tracker.finish("KILLED")
     connect(uri).delete_run(tracker.run_id)
     replacement = start(uri, tmp_path)
+    replacement.metrics(6, {"loss": 2.0})
+    replacement.finish("FINISHED")
     assert replacement.run_id != tracker.run_id
     assert tracker.run_id in capsys.readouterr().out
-    replacement.metrics(5, {"loss": 2.0})
-    replacement.finish("FINISHED")
-    assert history(replacement, "loss") == [(5, 2.0)]
+    assert history(replacement, "loss") == [(5, 1.0), (6, 2.0)]
+    assert connect(uri).get_run(replacement.run_id).data.params == {"rate": "0.1"}
+    assert [f.path for f in connect(uri).list_artifacts(replacement.run_id, "figures")] == ["figures/error.png"]
     assert read_json(tmp_path / "tracking.json")["run_id"] == replacement.run_id
+
+
+def test_a_run_that_is_deleted_while_it_goes_on(uri: str, tracker: Tracker) -> None:
+    tracker.metrics(1, {"loss": 1.0})
+    assert tracker.flush(LONG)
+    before = tracker.run_id
+    connect(uri).delete_run(before)
+    tracker.metrics(2, {"loss": 0.5})
+    tracker.flush(LONG)
+    tracker.finish("FINISHED")
+    assert tracker.run_id != before
+    assert history(tracker, "loss") == [(1, 1.0), (2, 0.5)]
+
+
+def test_steps_after_a_roll_back_are_other_steps(uri: str, tracker: Tracker, tmp_path: Path) -> None:
+    tracker.begin(0)
+    for step, loss in enumerate((1.0, 0.5, 9.0, 99.0)):
+        tracker.metrics(step, {"loss": loss})
+    tracker.begin(1)
+    tracker.metrics(2, {"loss": 0.25})
+    tracker.finish("FINISHED")
+    # MLflow forgets nothing.
+    assert history(tracker, "loss") == [(0, 1.0), (1, 0.5), (2, 0.25), (2, 9.0), (3, 99.0)]
+    assert read_history(tmp_path).series("loss") == [(0, 1.0), (1, 0.5), (2, 0.25)]
 
 
 def test_many_and_long_parameters(uri: str, tracker: Tracker) -> None:
     tracker.params({"model": {f"p{i}": i for i in range(130)}, "long": "x" * 9000, "empty": "", "odd (name)": None})
+    assert tracker.flush(LONG)
     params = connect(uri).get_run(tracker.run_id).data.params
     assert params["model.p129"] == "129"
     assert params["long"] == "x" * 6000
@@ -116,77 +167,100 @@ def test_many_and_long_parameters(uri: str, tracker: Tracker) -> None:
 
 
 def test_a_changed_configuration_is_told_and_its_metrics_are_logged(uri: str, tmp_path: Path) -> None:
-    first = start(uri, tmp_path)
-    first.params({"rate": 0.1, "steps": 10})
-    first.metrics(1, {"loss": 1.0})
-    first.flush()
-
-    second = start(uri, tmp_path)
-    second.params({"rate": 0.2, "steps": 10})
-    second.metrics(1, {"loss": 2.0})
-    second.finish("FINISHED")
-    data = connect(uri).get_run(second.run_id).data
+    for rate, loss in ((0.1, 1.0), (0.2, 2.0), (0.2, 3.0)):
+        tracker = start(uri, tmp_path)
+        tracker.params({"rate": rate, "steps": 10})
+        tracker.metrics(1, {"loss": loss})
+        tracker.finish("KILLED")
+    data = connect(uri).get_run(tracker.run_id).data
     assert data.params == {"rate": "0.1", "steps": "10"}
     assert {key: value for key, value in data.tags.items() if key.startswith("changed")} == {"changed.rate": "0.2"}
-    assert history(second, "loss") == [(1, 1.0), (1, 2.0)]
+    assert history(tracker, "loss") == [(1, 1.0), (1, 2.0)]  # the third start repeats the second's step
 
 
-def test_metrics_are_sent_together(tracker: Tracker, monkeypatch: pytest.MonkeyPatch) -> None:
-    sent: list[int] = []
-    monkeypatch.setattr(tracker._client, "log_batch", lambda *_, metrics: sent.append(len(metrics)))
-    clock = set_clock(monkeypatch, tracker)
-    for step in range(50):
-        tracker.metrics(step, {"a": 0.0, "b": 0.0})
-    assert sent == []
-    clock.now += 60
-    tracker.metrics(50, {"a": 0.0})
-    assert sent == [101]
-    for step in range(51, 1300):
-        tracker.metrics(step, {"a": 0.0})
-    tracker.flush()
-    assert sent == [101, 1000, 249]
+def test_more_figures_than_mlflow_takes_at_once(tracker: Tracker) -> None:
+    for step in range(400):
+        tracker.metrics(step, {"a": float(step), "b": 0.0, "c": 1.0})
+    tracker.metrics(400, {f"many.{i}": 0.0 for i in range(1500)})
+    assert tracker.flush(LONG)
+    tracker.finish("FINISHED")
+    assert history(tracker, "a") == [(step, float(step)) for step in range(400)]
+    assert len(connect(tracker.uri).get_run(tracker.run_id).data.metrics) == 1503
 
 
-def test_figures_wait_for_a_server_that_comes_back(
-    tracker: Tracker, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    attempts = []
+def test_what_waits_is_sent_by_the_next_start_or_by_hand(uri: str, tmp_path: Path) -> None:
+    with start(uri, tmp_path) as tracker:
+        tracker.metrics(1, {"loss": 1.0})
+        assert tracker.flush(LONG)
+        with pytest.raises(PdepotError, match="another process is busy with sending"), find_delivery(tmp_path).alone():
+            pass
+    with start(uri, tmp_path) as tracker:
+        tracker._sender.stop()
+        tracker.metrics(2, {"loss": 0.5})
+    delivery = find_delivery(tmp_path)
+    with delivery.alone():
+        assert delivery.waiting() == 1
+        delivery.send()
+        assert delivery.waiting() == 0
+    assert history(tracker, "loss") == [(1, 1.0), (2, 0.5)]
 
-    def refuse(*_: Any, **__: Any) -> None:
-        attempts.append(1)
-        raise MlflowException("no answer")
 
-    clock = set_clock(monkeypatch, tracker)
-    with monkeypatch.context() as away:
-        away.setattr(tracker._client, "log_batch", refuse)
-        for step in range(100):
-            clock.now += 1
+def test_an_answer_that_got_lost_makes_no_point_twice(uri: str, tracker: Tracker, tmp_path: Path) -> None:
+    tracker.metrics(1, {"loss": 1.0, "odd": float("nan")})
+    assert tracker.flush(LONG)
+    before = (tmp_path / "tracking.json").read_bytes()
+    tracker.metrics(2, {"loss": 0.5, "odd": float("inf")})
+    tracker.finish("KILLED")
+    (tmp_path / "tracking.json").write_bytes(before)  # the server has it, and the sender does not know
+    again = start(uri, tmp_path)
+    again.metrics(3, {"loss": 0.25})
+    again.finish("FINISHED")
+    assert history(again, "loss") == [(1, 1.0), (2, 0.5), (3, 0.25)]
+    assert len(history(again, "odd")) == 2
+
+
+def test_a_log_that_lost_its_end_in_a_power_cut(uri: str, tmp_path: Path) -> None:
+    with start(uri, tmp_path) as tracker:
+        for step in range(20):
             tracker.metrics(step, {"loss": float(step)})
-        tracker.tags({"note": "lost"})
-    # Pauses of 5, 10, 20 and 40 seconds, not one attempt a second.
-    assert len(attempts) == 4 + 1
-    assert "no answer" in capsys.readouterr().out
+        assert tracker.flush(LONG)
+    log = tmp_path / "metrics.jsonl"
+    log.write_bytes(log.read_bytes()[:300])
+    again = start(uri, tmp_path)
+    again.begin(18)
+    for step in range(19, 22):
+        again.metrics(step, {"loss": float(step)})
+    again.finish("FINISHED")
+    assert history(again, "loss") == [(step, float(step)) for step in range(22)]
+
+
+def test_what_the_server_refuses_is_not_in_the_way(tracker: Tracker, capsys: pytest.CaptureFixture[str]) -> None:
+    tracker.tags({"": "a tag needs a name"})
+    tracker.metrics(1, {"loss": 1.0})
     tracker.finish("FINISHED")
-    assert history(tracker, "loss") == [(step, float(step)) for step in range(100)]
+    assert "tags are not set" in capsys.readouterr().out
+    assert history(tracker, "loss") == [(1, 1.0)]
 
 
-def set_clock(monkeypatch: pytest.MonkeyPatch, tracker: Tracker) -> SimpleNamespace:
-    """A clock for the tracker that stands still until it is told."""
-    clock = SimpleNamespace(now=tracker._next_flush - 5.0)
-    monkeypatch.setattr(tracking, "time", SimpleNamespace(monotonic=lambda: clock.now, time=lambda: 1.7e9))
-    return clock
+def test_a_run_of_an_older_version_goes_on(uri: str, tracker: Tracker, tmp_path: Path) -> None:
+    tracker.finish("KILLED")
+    (tmp_path / "tracking.json").write_text(json.dumps({"run_id": tracker.run_id, "sent": {"loss": 4}}))
+    (tmp_path / "metrics.jsonl").unlink()
+    again = start(uri, tmp_path)
+    for step in range(3, 7):
+        again.metrics(step, {"loss": float(step)})
+    again.finish("FINISHED")
+    assert again.run_id == tracker.run_id
+    assert history(again, "loss") == [(5, 5.0), (6, 6.0)]
 
 
-def test_unsent_figures_are_counted(
-    tracker: Tracker, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def refuse(*_: Any, **__: Any) -> None:
-        raise MlflowException("no answer")
-
-    monkeypatch.setattr(tracker._client, "log_batch", refuse)
-    tracker.metrics(0, {"a": 0.0, "b": 0.0})
-    tracker.finish("FINISHED")
-    assert "2 figures could not be sent" in capsys.readouterr().out
+def test_a_full_disk_is_said_once(tracker: Tracker, capsys: pytest.CaptureFixture[str]) -> None:
+    full = os.open("/dev/full", os.O_WRONLY)
+    os.dup2(full, tracker._log._handle)
+    os.close(full)
+    for step in range(3):
+        tracker.metrics(step, {"loss": 1.0})
+    assert capsys.readouterr().out.count("No space left") == 1
 
 
 def test_values_that_are_not_finite_and_names_that_mlflow_refuses(tracker: Tracker) -> None:
@@ -213,6 +287,7 @@ def test_a_missing_artifact_does_not_stop_the_training(
     tracker: Tracker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tracker.artifact(tmp_path / "missing.html")
+    tracker.finish("FINISHED")
     assert "missing.html is not uploaded" in capsys.readouterr().out
 
 
@@ -231,7 +306,7 @@ def test_a_server_that_is_not_there_is_found_out_at_once(place: str, tmp_path: P
 
 @pytest.mark.timeout(60)
 def test_a_database_that_is_damaged_or_locked_for_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracking, "_SECONDS_FOR_SQLITE_LOCK", 0.1)
+    monkeypatch.setattr(mlflow_server, "_SECONDS_FOR_SQLITE_LOCK", 0.1)
     (tmp_path / "damaged.db").write_bytes(b"not a database" * 100)
     with pytest.raises(RegistryError, match="not a database"):
         check_reachable(f"sqlite:///{tmp_path / 'damaged.db'}")
