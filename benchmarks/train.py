@@ -84,6 +84,7 @@ def main() -> None:
             figures["loop"] = run_part("loop", run)
             if "restart" in options.parts:
                 longer = prepare(folder, "restart", data, options.model, steps=4, checkpoint_every=2)
+                run_part("restart", longer)  # makes the checkpoint
                 figures["restart"] = run_part("restart", longer)
         for part in ("deepspeed", "scaling"):
             if part in options.parts:

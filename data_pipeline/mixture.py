@@ -57,7 +57,7 @@ class Mixture:
         seed: keys all orders.
         batch_size: samples in a step.
         micro_batch: samples in a canonical micro-batch.
-        replaced: numbers p of micro-batches that are not drawn. In the place of p stands number 2^44 + p, from where no
+        replaced: numbers p of micro-batches that are not drawn. In the place of p stands number 2^44 + p, to which no
             run ever gets.
 
     Raises:

@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch.distributed as dist
 
 from tests.rank_group import run_in_ranks
@@ -18,6 +19,7 @@ def astray(folder: Path, steps: int | None) -> Watched:
     return watched(folder, steps)
 
 
+@pytest.mark.slow
 def test_clocks_that_go_astray_change_nothing(data: dict[str, Any], tmp_path: Path) -> None:
     folders = [prepare(data, tmp_path / name, steps=6) for name in ("right", "astray")]
     right = train_in_ranks(folders[0], 2)

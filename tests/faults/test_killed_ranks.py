@@ -51,6 +51,7 @@ def test_a_killed_rank_changes_nothing(
     assert (folder / FINAL).read_bytes() == undisturbed
 
 
+@pytest.mark.slow
 def test_what_a_restart_does_not_mend_is_not_tried_again(data: dict[str, Any], uri: str, tmp_path: Path) -> None:
     folder = prepare(data, tmp_path, learning_rate=1e30, clip=0, warmup=0, patience=2, max_rollbacks=0, restarts=3)
     with pytest.raises(PdepotError, match=r"(?s)2 steps in a row could not be taken.*sample positions \[\d+"):

@@ -28,7 +28,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
         pytest.param(
             [(3, 2, 3), (1, 4, 2), (3, 1, 4), (0, 2, 3)], id="2-4-1-2 ranks, stages 3-1-3-0", marks=pytest.mark.slow
         ),
-        pytest.param([(2, 4, 5), (3, 2, 7)], id="4-2 ranks, stages 2-3"),
+        pytest.param([(2, 4, 5), (3, 2, 7)], id="4-2 ranks, stages 2-3", marks=pytest.mark.slow),
     ],
 )
 def test_ranks_and_stages_may_change(
@@ -50,7 +50,7 @@ def test_ranks_and_stages_may_change(
         torch.testing.assert_close(weights(folder)[name], value, rtol=1e-4, atol=2e-6, msg=name)
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("stage", [3, *(pytest.param(stage, marks=pytest.mark.slow) for stage in (0, 1, 2))])
 def test_the_same_ranks_go_on_to_the_same_bits(data: dict[str, Any], tmp_path: Path, stage: int) -> None:
     whole, parts = (tmp_path / name for name in ("whole", "parts"))
     options: dict[str, Any] = {"ema": 0.9, "clip_quantile": 0.5, "clip_window": 4, "zero_stage": stage, "steps": 6}

@@ -156,6 +156,7 @@ def test_what_the_user_has_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_stop_request_reaches_srun_as_the_signal_that_it_passes_on() -> None:
+    before = signal.getsignal(signal.SIGTERM)
     child = (
         "import signal, time; signal.signal(signal.SIGUSR1, lambda *_: exit(7)); print(flush=True); time.sleep(600)"
     )
@@ -166,7 +167,7 @@ def test_a_stop_request_reaches_srun_as_the_signal_that_it_passes_on() -> None:
             assert not stopped()
             signal.raise_signal(signal.SIGTERM)
             assert (process.wait(), stopped()) == (7, True)
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 @pytest.mark.slow

@@ -47,7 +47,7 @@ def is_asked_twice_before_it_looks(stop: StopRequest) -> None:
 
 def process(kind: str, seconds: str) -> None:
     """What a rank does, in a process of its own."""
-    stop = StopRequest(float(seconds), one_request=0.5)
+    stop = StopRequest(float(seconds), one_request=3.0)
     assert not stop()
     print("ready", flush=True)
     globals()[kind](stop)
@@ -77,7 +77,7 @@ def test_a_later_request_ends_it_at_once(number: signal.Signals) -> None:
     assert started.stdout
     assert started.stdout.readline() == "saved\n"
     started.send_signal(number)  # by Slurm and by torchrun: still the first one
-    time.sleep(1)
+    time.sleep(4)
     assert started.poll() is None
     started.send_signal(number)
     assert started.wait(timeout=300) == -number
