@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
     [
         ["model", "--sizes", "nano", "--batch", "1", "--rounds", "1"],
         ["rollout", "--sizes", "nano", "--rounds", "1"],
-        ["train", "--model", "nano", "--size", "16", "--steps", "8", "--rounds", "1"],
+        ["train", "--model", "nano", "--size", "16", "--steps", "60", "--rounds", "1"],
         ["cost_model", "--models", "Ti", "--gpus", "8"],
         ["data", "--size", "8", "--trajectories", "32", "--index", "64", "--ranks", "1", "--rounds", "1"],
     ],

@@ -16,6 +16,7 @@ from data_pipeline.stores import open_store
 from finetune.config import FinetuneConfig
 from finetune.train import prepare_finetuning
 from launch.ranks import run_ranks
+from pretrain.comparison import read_run
 from pretrain.evaluate import evaluate
 from pretrain.model import load_operator_files
 from pretrain.run import read_status
@@ -24,7 +25,8 @@ from tests.training import MODEL, STEPS, prepare, start_ranks, wait_for
 
 @pytest.fixture(scope="module")
 def undisturbed(data: dict[str, Any], uri: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = prepare(data, tmp_path_factory.mktemp("undisturbed"))
+    """It alone is validated, which must not change its weights."""
+    folder = prepare(data, tmp_path_factory.mktemp("undisturbed"), validation_trajectories=1)
     run_ranks(folder, 2, uri)
     return folder
 
@@ -47,7 +49,30 @@ def test_a_run_trains_and_logs(undisturbed: Path, uri: str) -> None:
     metrics = client.get_run(run_id).data.metrics
     wanted = {"loss", "loss/first", "loss/second", "learning_rate", "samples_per_second", "gradient_norm"}
     assert wanted <= metrics.keys()
+    assert {
+        "skipped_steps",
+        "data_wait_fraction",
+        "flop_per_second",
+        "fraction_of_peak",
+        "memory_gib",
+    } <= metrics.keys()
     assert [m.step for m in client.get_metric_history(run_id, "loss")] == [2, 4, 6, 8, 10, 12]
+
+
+def test_every_checkpoint_is_validated(undisturbed: Path, uri: str) -> None:
+    client, run_id = MlflowClient(uri), read_json(undisturbed / "tracking.json")["run_id"]
+    for name in ("first", "second"):
+        steps = [m.step for m in client.get_metric_history(run_id, f"valid/relative_l2/{name}")]
+        assert steps == [3, 6, 9, 12]
+        pictures = {f.path for f in client.list_artifacts(run_id, "figures/step-00000012")}
+        assert {f"figures/step-00000012/{name}-{kind}.png" for kind in ("error", "rollout")} <= pictures
+    newest = read_json(undisturbed / "validation.json")
+    assert newest["step"] == 12
+    operator = load_operator_files(undisturbed / "checkpoints" / "step-00000012")
+    for found, name in zip(newest["datasets"], ("first", "second"), strict=True):
+        path = next(d.path for d in read_run(undisturbed).data if d.name == name)
+        again = evaluate(operator, open_store(path, "valid"), limit=1)
+        assert found["relative_l2"] == pytest.approx(again.relative_l2, rel=1e-5)
 
 
 def test_a_finished_run_is_left_alone(undisturbed: Path, uri: str) -> None:
