@@ -57,8 +57,8 @@ def run_in_ranks(function: Callable[..., T], world_size: int, *args: Any, second
     Raises:
         RankDiedError: a rank was killed.
         TimeoutError: not all were done in time. Their stacks are printed.
-        Exception: the one of the rank that failed first, with its traceback and other ranks' errors as notes. All
-            others are killed then.
+        Exception: the one of the rank that died, or failed first, with its traceback and other ranks' errors as notes.
+            All others are killed then.
     """
     call = pickle.dumps((function, args))
     # As torchrun does it: the store is the launcher's and the kernel chooses its port, so nobody else can have it.
@@ -134,13 +134,19 @@ def _results(connections: list[Connection], processes: list[BaseProcess], deadli
                 deadline = min(deadline, time.monotonic() + _GRACE)
             errors[rank] = error
     if errors:
-        first, *others = errors.items()
-        for rank, error in others:
-            first[1].add_note(f"rank {rank} afterwards: {type(error).__name__}: {error}")
-        raise first[1]
+        raise _blamed(errors)
     for connection in connections:
         connection.send(None)  # only now may they go: a rank that leaves early would break a slower one's collective
     return [results[rank] for rank in range(len(connections))]
+
+
+def _blamed(errors: dict[int, Exception]) -> Exception:
+    """The error to raise: of a rank that died, since its peers' complaints may be heard first, or else the first."""
+    guilty = next((rank for rank, error in errors.items() if isinstance(error, RankDiedError)), next(iter(errors)))
+    for rank, error in errors.items():
+        if rank != guilty:
+            errors[guilty].add_note(f"rank {rank} as well: {type(error).__name__}: {error}")
+    return errors[guilty]
 
 
 def _received(connection: Connection, process: BaseProcess, rank: int) -> tuple[Any, Exception | None]:
