@@ -98,6 +98,7 @@ def test_after_some_in_a_row_the_run_goes_back_and_on_with_other_samples(data: d
     assert (parts / final).read_bytes() == (folder / final).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_run_that_would_go_back_for_ever_fails(data: dict[str, Any], tmp_path: Path) -> None:
     folder = prepare(data, tmp_path, patience=2, max_rollbacks=1, learning_rate=1e30, clip=0, warmup=0)
     with pytest.raises(DataError, match=r"(?s)2 steps in a row could not be taken.*after 1 roll-backs.*replay"):

@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+import pytest
 import torch
 
 from data_pipeline.base.files import read_json
@@ -10,6 +11,7 @@ from tests.golden_runs import copy_run, go_on
 from tests.small_jobs import tree
 
 
+@pytest.mark.slow
 def test_losses_are_the_golden_ones_and_two_runs_agree_to_the_bit(tmp_path: Path) -> None:
     folders = [copy_run("checkpoint_v3", tmp_path / name) for name in ("one", "two")]
     for folder in folders:

@@ -27,7 +27,8 @@ def undisturbed(data: dict[str, Any], uri: str, tmp_path_factory: pytest.TempPat
 @pytest.mark.parametrize(
     ("rank", "module", "function", "calls"),
     [
-        pytest.param(1, "pretrain.engine", "update", 5, id="between backward and update"),
+        pytest.param(1, "pretrain.engine", "update", 5, id="between backward and update",
+                     marks=pytest.mark.slow),
         pytest.param(0, "pretrain.state_files", "write_tensors", 3, id="while the second checkpoint is written",
                      marks=pytest.mark.slow),
         pytest.param(0, "data_pipeline.base.files", "publish_directory", 3, id="before the third is published",

@@ -52,11 +52,12 @@ def test_the_reference_is_the_published_recipe() -> None:
     assert objectives[0] | learned == objectives[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "training"),
     [
         ("reference", {}),
-        pytest.param("modern", {}, marks=pytest.mark.slow),
+        ("modern", {}),
         ("modern", {"optimizer": "muon", "zero_stage": 2}),
     ],
 )

@@ -181,6 +181,7 @@ def one_does_not_come(folder: Path) -> str:
     return str(caught.value)
 
 
+@pytest.mark.slow
 def test_ranks_do_not_wait_for_long_for_one_that_does_not_come(tmp_path: Path) -> None:
     assert "do not reach one another" in run_in_ranks(one_does_not_come, 2, tmp_path)[0]
 

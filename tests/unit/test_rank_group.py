@@ -95,6 +95,7 @@ def test_whatever_happens_to_a_rank_is_told(kind: str, error: type[Exception], w
         run_in_ranks(fails_with, 2, kind)
 
 
+@pytest.mark.slow
 def test_no_rank_outlives_the_deadline(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(TimeoutError, match=r"ranks \[0, 1\] were not done"):
         run_in_ranks(pid_then_wait, 2, str(tmp_path), seconds=6)

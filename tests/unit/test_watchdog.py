@@ -202,6 +202,7 @@ def test_a_watchdog_is_small_and_does_not_outlive_its_rank(tmp_path: Path) -> No
     os.kill(other, signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_time_in_which_the_watchdog_was_suspended_too_does_not_count(tmp_path: Path) -> None:
     process = start(waits, tmp_path, seconds=2)
     wait_for(lambda: len(children(process.pid)) == 2)
