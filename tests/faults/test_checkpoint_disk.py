@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
@@ -213,7 +214,7 @@ def in_its_own_mounts(data: dict[str, Any], disk: Path, fault: str) -> None:
 
     mount("-t", "tmpfs", "-o", "size=64m", "tmpfs", str(disk))
     uri = f"sqlite:///{disk.parent / 'mlflow.db'}"
-    folder = prepare(data, disk, steps=40, checkpoint_every=2, keep_checkpoints=99, restarts=0)
+    folder = prepare(data, disk, steps=120, checkpoint_every=2, keep_checkpoints=99, restarts=0)
     filler, checkpoints = disk / "filler", str(folder / "checkpoints")
     process = start_ranks(folder, uri)
     wait_for(lambda: (folder / "checkpoints" / "step-00000002").is_dir(), process)
@@ -223,7 +224,9 @@ def in_its_own_mounts(data: dict[str, Any], disk: Path, fault: str) -> None:
                 file.write(bytes(2**16))
     else:
         mount("--bind", checkpoints, checkpoints)
-        mount("-o", "remount,bind,ro", checkpoints)
+        read_only = ["mount", "-o", "remount,bind,ro", checkpoints]
+        while subprocess.run(read_only, stderr=subprocess.DEVNULL).returncode:  # busy while a file is being written
+            time.sleep(0.01)
     process.wait(timeout=900)
     print("failed:", read_status(folder))
     if fault == "full":
@@ -250,6 +253,6 @@ def test_training_on_a_disk_that_fails_says_so_and_goes_on_once_it_is_mended(
     assert "('failed', " in failed
     assert os.strerror(code) in failed
     assert "start the same command again" in failed
-    whole = prepare(data, tmp_path / "whole", steps=40)
+    whole = prepare(data, tmp_path / "whole", steps=120)
     run_ranks(whole, 2, uri)
     assert f"mended: finished {sha256_file(whole / 'final' / 'model.safetensors')}" in done.stdout.splitlines()
