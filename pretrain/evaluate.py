@@ -85,6 +85,7 @@ def evaluate(
     device: str | torch.device = "cpu",
     limit: int | None = None,
     score: ScoreConfig = _EVERYTHING,
+    quiet: bool = False,
 ) -> Evaluation:
     """Roll out every trajectory of the store's split from its first T_in frames to its end.
 
@@ -96,6 +97,7 @@ def evaluate(
             computed on the host.
         limit: take only so many trajectories, the first ones.
         score: which frames, points and fields count.
+        quiet: show no progress.
 
     Raises:
         DataError: the split is empty, its trajectories are too short, or it holds NaN or Inf.
@@ -118,7 +120,7 @@ def evaluate(
     with (
         _eval_mode(operator),
         full_float32(),
-        Progress(f"evaluate {store.info.name} {store.split}", count, unit="trajectories") as progress,
+        Progress(f"evaluate {store.info.name} {store.split}", count, unit="trajectories", quiet=quiet) as progress,
     ):
         for start in range(0, count, batch_size):
             trajectories = range(start, min(start + batch_size, count))

@@ -75,8 +75,9 @@ def record_incident(
             write_json(temporary / CONFIG_FILE, model.model_dump(mode="json"))
         publish_directory(temporary, final)
     except OSError as error:
-        print(f"{final}: not recorded: {error}", flush=True)
-    print(f"step {step} is not taken: {reason}; {len(samples)} samples, in {final / 'incident.json'}", flush=True)
+        print(f"step {step} is not taken: {reason}; {len(samples)} samples, which could not be recorded: {error}")
+    else:
+        print(f"step {step} is not taken: {reason}; {len(samples)} samples, in {final / 'incident.json'}", flush=True)
 
 
 def rollbacks(folder: Path) -> list[dict[str, Any]]:

@@ -7,8 +7,8 @@ an undisturbed one has. Steps are counted from 0.
 `onecycle`   half a cosine up and half a cosine down, Adam's beta1 the other way round; the published recipe, and
              step by step what `torch.optim.lr_scheduler.OneCycleLR` with two phases gives.
 `wsd`        linear warm-up, stable, decay (Hu et al. 2024, MiniCPM, arXiv 2404.06395). The decay is linear or 1 - sqrt
-             (Hägele et al. 2024, arXiv 2405.18392). Nothing before the decay depends on where the run ends, so a run
-             can be made longer from any step of its stable part (`stable_steps`).
+             (Hägele et al. 2024, arXiv 2405.18392). Nothing before the decay depends on where the run ends, but the
+             length of the warm-up.
 `constant`   linear warm-up, then the peak.
 """
 
@@ -55,11 +55,7 @@ def set_rates(param_groups: Iterable[dict[str, Any]], training: TrainingConfig, 
 
 
 def stable_steps(training: TrainingConfig) -> range:
-    """The steps at the peak between warm-up and decay; none with schedules that have no such part.
-
-    A run that has done n steps, n in here or its end, can go on as one with more steps in whose stable part n is,
-    too: it is then what that run would have been, but for the length of its warm-up.
-    """
+    """The steps at the peak between warm-up and decay; none with schedules that have no such part."""
     warm = _warmup_steps(training)
     if training.schedule == "constant":
         return range(warm, max(warm, training.steps))

@@ -1,6 +1,7 @@
 """Roll-outs while a run goes on: each checkpoint, once it is published, is evaluated as the operator that it is."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -32,17 +33,20 @@ def validate(folder: Path, config: RunConfig, checkpoint: Path, device: torch.de
         tracker: rank 0's.
 
     Raises:
-        CheckpointError: on all ranks, when a dataset or the checkpoint cannot be read.
+        CheckpointError: on all ranks, when a dataset or the checkpoint cannot be read, or the figures not be written.
     """
     mine = config.data[dist.get_rank() :: dist.get_world_size()]
     found = together(lambda: _evaluate(folder, config, checkpoint, mine, device), "validate", checkpoint)
     evaluations = [each for part in found for each in part]
-    if tracker is None or not evaluations:
-        return
-    step = step_of(checkpoint)
-    write_json(
-        folder / "validation.json", {"step": step, "datasets": [e.model_dump(mode="json") for e in evaluations]}
-    )
+    if evaluations:
+        note = partial(_note, folder, step_of(checkpoint), evaluations, tracker)
+        together(note, "note the validation", folder, only_first=True)
+
+
+def _note(folder: Path, step: int, evaluations: Sequence[Evaluation], tracker: Tracker | None) -> None:
+    assert tracker is not None  # rank 0 has it
+    content = {"step": step, "datasets": [e.model_dump(mode="json") for e in evaluations]}
+    write_json(folder / "validation.json", content)
     for e in evaluations:
         errors = {f"valid/relative_l2/{e.dataset}": e.relative_l2, f"valid/one_step/{e.dataset}": e.one_step}
         tracker.metrics(step, {name: value for name, value in errors.items() if value is not None})
@@ -60,6 +64,7 @@ def _evaluate(
     for dataset in datasets:
         store = open_store(dataset.path, "valid", cache=read_cache(folder))
         if len(store):
-            evaluations.append(evaluate(operator, store, device=device, limit=config.training.validation_trajectories))
+            limit = config.training.validation_trajectories
+            evaluations.append(evaluate(operator, store, device=device, limit=limit, quiet=True))
         store.close()
     return evaluations
