@@ -269,8 +269,8 @@ class TrainingConfig(Config):
     """Every checkpoint is rolled out on so many trajectories of each dataset's split `valid`; 0 for none."""
     log_every: Count = 10
     hang_timeout: Annotated[float, Field(gt=0)] = 600.0
-    """Seconds without progress after which a rank is taken for hung: its stacks are written down, and it is ended. More
-    than any step takes, or validation, or writing of a checkpoint."""
+    """Seconds without progress after which a rank is taken for hung: its stacks are written down, and it is ended.
+    More than any step takes, or validation, or writing of a checkpoint."""
     collective_timeout: Annotated[float, Field(gt=0)] = 600.0
     """Seconds that a rank waits for the others, also at the start."""
     stop_timeout: Annotated[float, Field(gt=0)] = 300.0
