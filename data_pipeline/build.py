@@ -15,12 +15,15 @@ from data_pipeline.base.files import digest
 from data_pipeline.base.remote import is_url
 from data_pipeline.config import SPLITS, DatasetConfig
 from data_pipeline.jobs import Job, Receipt, ShardTask
-from data_pipeline.sources.protocol import Source, open_source
+from data_pipeline.sources.protocol import SolvingSource, Source, open_source
 from data_pipeline.stores import zarr_writer
+from data_pipeline.stores.generation import record, refined_in_shard, relative_errors
 from data_pipeline.stores.manifest import FORMAT_VERSION, FileRecord
 from data_pipeline.stores.statistics import measure, statistics
 from data_pipeline.trajectory import DatasetInfo, Trajectory
 
+_NO_MATTER: dict[str, Any] = {"export": True, "score": True, "convert": {"path"}, "generate": {"device", "compile"}}
+"""Of a configuration, for the data: where raw files lie (the fingerprint tells which they are), what solves."""
 _COPIES_IN_MEMORY = 4  # a trajectory as read, perhaps in float64, as assembled, and parts of it on the way to the file
 
 
@@ -50,8 +53,7 @@ def build_store(
         raise DataError("the source has no trajectories", key=config.name, remedy="give each split a number above 0")
     plan = {
         "format": FORMAT_VERSION,
-        # Where the raw files lie is no matter: the fingerprint tells which they are.
-        "config": config.model_dump(mode="json", exclude={"export": True, "score": True, "convert": {"path"}}),
+        "config": config.model_dump(mode="json", exclude=_NO_MATTER),
         "source": source.fingerprint(),
     }
     per_shard = config.store.trajectories_per_shard
@@ -62,10 +64,11 @@ def build_store(
         plan=plan,
         tasks=jobs.shard_tasks(splits, per_shard),
         prepare=partial(_prepare, source.info, splits, per_shard, plan),
-        work=partial(_write_shard, config, digest(plan)),
-        finish=partial(_finish, source.info),
+        work=partial(_write_shard, config, digest(plan), _refined(config, splits)),
+        finish=partial(_finish, source),
         bytes_needed=sum(splits.values()) * trajectory_bytes(source.info),
-        bytes_per_task=_COPIES_IN_MEMORY * at_once * trajectory_bytes(source.info),
+        bytes_per_task=_COPIES_IN_MEMORY * at_once * trajectory_bytes(source.info) + _working_bytes(source, at_once),
+        gpus_per_task=config.generate is not None and config.generate.device == "cuda",
     )
     return jobs.run(job, ray_address=ray_address, max_in_flight=max_in_flight)
 
@@ -101,8 +104,23 @@ def _open(config: DatasetConfig, plan_digest: str) -> Source:
     return _opened[key]
 
 
+def _refined(config: DatasetConfig, splits: dict[str, int]) -> dict[str, int]:
+    """How many trajectories of each shard, by the task's name, are solved a second time to estimate the error."""
+    if config.generate is None:
+        return {}
+    tasks = jobs.shard_tasks(splits, config.store.trajectories_per_shard)
+    first = [task for task in tasks if task.split == tasks[0].split]
+    samples = config.generate.error_samples
+    return {task.name: refined_in_shard(task.shard, len(first), samples, task.stop - task.start) for task in first}
+
+
+def _working_bytes(source: Source, at_once: int) -> int:
+    """What a solver holds beside the stored frames."""
+    return source.working_bytes(at_once) if isinstance(source, SolvingSource) else 0
+
+
 def _write_shard(
-    config: DatasetConfig, plan_digest: str, folder: Path, task: ShardTask
+    config: DatasetConfig, plan_digest: str, refined: dict[str, int], folder: Path, task: ShardTask
 ) -> tuple[dict[str, FileRecord], list[dict[str, Any]]]:
     """In a worker: read, check, measure and write the trajectories of one shard, one at a time."""
     if config.generate is not None:  # only solvers use torch; importing it takes seconds
@@ -123,6 +141,9 @@ def _write_shard(
             key = f"{config.name}, split {task.split}, trajectory {task.start + len(described)}"
             check_trajectory(trajectory, source.info, key)
             described.append(_describe(trajectory, source.info))
+            if isinstance(source, SolvingSource) and len(described) <= refined.get(task.name, 0):
+                finer = source.refined(task.split, task.start + len(described) - 1)
+                described[-1]["error"] = relative_errors(trajectory.fields, finer, trajectory.mask)
             yield trajectory
             del trajectory  # or it would be held while the next one is made
         if len(described) < task.stop - task.start:
@@ -197,8 +218,9 @@ def _data_digests(trajectory: Trajectory, info: DatasetInfo) -> tuple[str, str]:
     return content, running.hexdigest()
 
 
-def _finish(info: DatasetInfo, folder: Path, receipts: list[Receipt]) -> tuple[dict[str, Any], list[str]]:
-    """Statistics and digest into the manifest."""
+def _finish(source: Source, folder: Path, receipts: list[Receipt]) -> tuple[dict[str, Any], list[str]]:
+    """Statistics, digest and the solver's record into the manifest."""
+    info = source.info
     by_split: dict[str, list[dict[str, Any]]] = {}
     for receipt in receipts:
         by_split.setdefault(receipt.task.partition("-")[0], []).extend(receipt.result)
@@ -217,6 +239,9 @@ def _finish(info: DatasetInfo, folder: Path, receipts: list[Receipt]) -> tuple[d
         ),
         "statistics": figures,
         "statistics_split": described,
+        "generation": record(source.numerics(), described, by_split[described])
+        if isinstance(source, SolvingSource)
+        else None,
     }
     return contents, zarr_writer.own_files(info, by_split)
 

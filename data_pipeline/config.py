@@ -19,9 +19,10 @@ class GenerateConfig(Config):
     """Name of the PDE family (`pdepot data generate --list`)."""
     resolution: tuple[Annotated[int, Field(ge=4)], ...]
     """Grid points along each axis of the stored fields."""
-    frames: Annotated[int, Field(ge=2)]
-    dt: Annotated[float, Field(gt=0)]
-    """Time between two stored frames."""
+    frames: Annotated[int, Field(ge=1)] = 1
+    """Stored frames; 1 for a steady family."""
+    dt: Annotated[float, Field(ge=0)] = 0.0
+    """Time between two stored frames; 0 for a steady family."""
     start: Annotated[float, Field(ge=0)] = 0.0
     """Time of the first stored frame."""
     parameters: dict[str, Any] = {}
@@ -29,6 +30,14 @@ class GenerateConfig(Config):
     seed: int = 0
     splits: dict[Literal["train", "valid", "test"], Annotated[int, Field(ge=0)]]
     """Number of trajectories in each split."""
+    precision: Literal["float64", "float32"] = "float64"
+    """Precision of the solver; what is stored is float32 in either."""
+    error_samples: Annotated[int, Field(ge=0)] = 2
+    """Trajectories that are solved a second time, about twice as fine in space and time, to estimate the error."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where the solver runs. With `cuda` each shard takes one GPU, and solves its trajectories together."""
+    compile: bool = False
+    """Compile the steps that are bound by memory traffic (finite volumes): pays after some minutes of work."""
 
 
 Share = Annotated[int, Field(ge=0)] | Annotated[float, Field(gt=0, lt=1)] | Literal["rest"]

@@ -182,6 +182,7 @@ def _finish(
         "canonical": source.digest,
         "statistics": figures,
         "statistics_split": source.statistics_split,
+        "generation": source.generation,
         "dtype": config.dtype,
         "rounding_error": _rounding_error(info, figures, receipts),
         "resampling": config.resampling,

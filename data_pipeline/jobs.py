@@ -23,7 +23,7 @@ from data_pipeline.destination import Destination, FolderDestination
 from data_pipeline.receipts import Prepare, Receipt, ShardTask, Work, shard_tasks
 from data_pipeline.remote_destination import RemoteDestination
 from data_pipeline.stores.manifest import FileRecord, Manifest, SplitName, SplitRecord, code_version, record_file
-from data_pipeline.workers import ray_session, run_tasks
+from data_pipeline.workers import Needs, ray_session, run_tasks
 
 __all__ = ["Job", "Receipt", "ShardTask", "run", "shard_tasks"]
 
@@ -43,6 +43,7 @@ class Job:
             that need not hold the shards; returns the manifest's contents and the files that no task wrote.
         bytes_needed: size of the whole dataset.
         bytes_per_task: memory that a task holds at its peak.
+        gpus_per_task: GPUs that a task has to itself.
     """
 
     final: Path | str | RemoteFolder
@@ -53,6 +54,7 @@ class Job:
     finish: Callable[[Path, list[Receipt]], tuple[dict[str, Any], list[str]]]
     bytes_needed: int
     bytes_per_task: int
+    gpus_per_task: int = 0
 
 
 def run(job: Job, *, ray_address: str | None = None, max_in_flight: int | None = None) -> Path | str:
@@ -120,7 +122,8 @@ def _write(job: Job, destination: Destination, ray_address: str | None, max_in_f
             Progress(name, len(job.tasks), initial=len(receipts), unit="shards") as progress,
         ):
             task = destination.task(job.prepare, job.work, largest_task)
-            results = run_tasks(task, remaining, memory=job.bytes_per_task, max_in_flight=max_in_flight)
+            needs = Needs(memory=job.bytes_per_task, gpus=job.gpus_per_task)
+            results = run_tasks(task, remaining, needs, max_in_flight=max_in_flight)
             with closing(results):
                 for receipt in results:
                     destination.record(receipt)

@@ -251,6 +251,8 @@ class _Stored:
         splits = {str(split): counts[split] for split in SPLITS if split in counts}
         self.look = Look(_STORES[manifest.kind], manifest.info, splits, zero_channels=_MASK)
         _note_empty_splits(self.look)
+        if manifest.generation is not None:
+            self.look.notes.append(manifest.generation.text())
         for split, count in splits.items():
             if not count:
                 continue

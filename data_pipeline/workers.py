@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -133,11 +134,24 @@ def _no_cluster(address: str, error: Exception) -> PdepotError:
     )
 
 
+@dataclass(frozen=True)
+class Needs:
+    """What a task takes of the node it runs on, beside one CPU; limits how many run at once there.
+
+    Attributes:
+        memory: bytes that it holds at its peak.
+        gpus: GPUs that it has to itself.
+    """
+
+    memory: int
+    gpus: int = 0
+
+
 def run_tasks(
     function: Callable[[Argument], Result],
     arguments: Sequence[Argument],
+    needs: Needs,
     *,
-    memory: int,
     max_in_flight: int | None = None,
 ) -> Generator[Result, None, None]:
     """Results of `function` for every argument, as they come; closing the generator cancels what is left.
@@ -147,19 +161,29 @@ def run_tasks(
     Args:
         function: idempotent; importable by the workers.
         arguments: one a task; small, as they travel.
-        memory: bytes that one task holds at its peak; limits how many run at once on a node.
+        needs: what one task takes.
         max_in_flight: tasks submitted and not finished; by default two for each CPU.
 
     Raises:
-        PdepotError: that of a task, as the task raised it; or a worker that died again and again.
+        PdepotError: that of a task, as the task raised it; a worker that died again and again; no GPU where tasks
+            need one.
     """
     import ray
 
+    if needs.gpus and ray.cluster_resources().get("GPU", 0) < needs.gpus:
+        raise PdepotError(
+            "no GPU for tasks that need one",
+            key="generate.device",
+            found=f"{ray.cluster_resources().get('GPU', 0):g} GPUs in the Ray session",
+            expected=f"at least {needs.gpus} on a node",
+            remedy="generate.device=cpu, or a cluster with GPUs (--ray-address)",
+        )
     limit = max_in_flight or 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
-    largest_node = max(int(node["Resources"].get("memory", memory)) for node in ray.nodes() if node["Alive"])
+    largest_node = max(int(node["Resources"].get("memory", needs.memory)) for node in ray.nodes() if node["Alive"])
     remote = ray.remote(
         num_cpus=1,
-        memory=min(memory, largest_node),  # a task that asks for more than any node has would wait for ever
+        num_gpus=needs.gpus,
+        memory=min(needs.memory, largest_node),  # a task that asks for more than any node has would wait for ever
         max_retries=_RETRIES,
         retry_exceptions=[OSError],
     )(_call)

@@ -91,7 +91,8 @@ def _add_data_commands(commands: _Commands) -> None:
     add = _add(commands, "generate", _generate, "solve a PDE family into a Zarr store",
                "data generate configs/data/navier_stokes_2d.yaml generate.splits.train=1000")  # fmt: skip
     add.add_argument("config", type=Path, nargs="?", help="configuration of the dataset")
-    add.add_argument("--list", action="store_true", help="list the families that can be solved, and end")
+    add.add_argument("--list", nargs="?", const="", metavar="FAMILY", help="list the families that can be solved, or "
+                     "all about one of them, and end")  # fmt: skip
     _add_overrides(add)
     _add_place(add)
 
@@ -224,11 +225,10 @@ def _add_model_commands(commands: _Commands) -> None:
 
 def _generate(options: argparse.Namespace) -> int:
     from data_pipeline.build import build_store
-    from data_pipeline.solvers.registry import FAMILIES
+    from data_pipeline.solvers.listing import describe_family, list_families
 
-    if options.list:
-        for name, solver in FAMILIES.items():
-            print(f"{name:24} {solver.equation}")
+    if options.list is not None:
+        print(describe_family(options.list) if options.list else list_families())
         return 0
     if options.config is None:
         raise ConfigError("no configuration given", expected="a file, for example configs/data/navier_stokes_2d.yaml")

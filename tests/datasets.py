@@ -85,7 +85,7 @@ def tasks_inline() -> Iterator[None]:
     """Run the tasks of a job in this process, one after another."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jobs, "ray_session", lambda address: nullcontext())
-        patch.setattr(jobs, "run_tasks", lambda function, arguments, **_: (function(a) for a in arguments))
+        patch.setattr(jobs, "run_tasks", lambda function, arguments, _, **__: (function(a) for a in arguments))
         yield
 
 

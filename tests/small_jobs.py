@@ -102,7 +102,9 @@ def tasks_in_this_process() -> Iterator[None]:
     def no_session(_: str | None) -> Iterator[None]:
         yield
 
-    def run_tasks(function: Callable[[ShardTask], Receipt], tasks: list[ShardTask], **_: Any) -> Iterator[Receipt]:
+    def run_tasks(
+        function: Callable[[ShardTask], Receipt], tasks: list[ShardTask], _: object, **__: Any
+    ) -> Iterator[Receipt]:
         yield from map(function, tasks)
 
     with pytest.MonkeyPatch.context() as patch:

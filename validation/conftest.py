@@ -37,13 +37,35 @@ def run() -> type[Run]:
     return Run
 
 
+_FIGURES: list[tuple[str, str, str]] = []
+
+
 @pytest.fixture
-def observed_order() -> Callable[[str, list[float], float], float]:
-    """Order between the last two errors of a sequence of refinements, printed with them."""
+def figure(request: pytest.FixtureRequest) -> Callable[[str, object], None]:
+    """Note a measured figure; all of them are printed as a table at the end (and stand in docs/solvers.md)."""
+    where = request.path.stem.removeprefix("test_")
+
+    def note(what: str, value: object) -> None:
+        _FIGURES.append((where, what, f"{value:.3g}" if isinstance(value, float) else str(value)))
+
+    return note
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """The table of the figures that the tests measured."""
+    if _FIGURES:
+        terminalreporter.section("measured")
+        for where, what, value in _FIGURES:
+            terminalreporter.write_line(f"{where:<28} {what:<62} {value}")
+
+
+@pytest.fixture
+def observed_order(figure: Callable[[str, object], None]) -> Callable[[str, list[float], float], float]:
+    """Order between the last two errors of a sequence of refinements, noted with them."""
 
     def order(what: str, errors: list[float], factor: float = 2.0) -> float:
         found = math.log(errors[-2] / errors[-1]) / math.log(factor)
-        print(f"{what}: errors {', '.join(f'{e:.2e}' for e in errors)}; observed order {found:.2f}")
+        figure(what, f"order {found:.2f}; errors {', '.join(f'{e:.2e}' for e in errors)}")
         return found
 
     return order

@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def gaussian_field(
-    rng: Generator, grid: tuple[int, int], amplitude: Callable[[Tensor], Tensor], largest: int
+    rng: Generator, grid: tuple[int, ...], amplitude: Callable[[Tensor], Tensor], largest: int
 ) -> Tensor:
     """A periodic Gaussian random field, Re sum_k amplitude(|k|^2) xi_k exp(2 pi i k.x), float64 (*grid).
 
@@ -20,29 +20,30 @@ def gaussian_field(
     Li et al. (Fourier neural operator, 2021). The pointwise variance is therefore sum_k amplitude(|k|^2)^2.
 
     Args:
-        rng: the sample's stream; two draws a mode, by rising max(|kx|, |ky|).
-        grid: points along the two axes; it holds the modes below its Nyquist frequencies, and drops the others.
+        rng: the sample's stream; two draws a mode, by rising largest component of |k|.
+        grid: points along each axis; it holds the modes below its Nyquist frequencies, and drops the others.
         amplitude: standard deviation of the real and imaginary part, as a function of |k|^2 in whole cycles.
-        largest: largest |kx| and |ky| to draw.
+        largest: largest component of |k| to draw.
     """
-    modes = _modes_by_shell(largest)
+    modes = modes_by_shell(len(grid), largest)
     xi = rng.standard_normal((len(modes), 2))
     held = np.all(2 * np.abs(modes) < np.array(grid), axis=1)
     index = torch.from_numpy(modes[held])
     coefficients = torch.view_as_complex(torch.from_numpy(xi[held])) * amplitude((index**2).sum(1).double())
     spectrum = torch.zeros(grid, dtype=torch.complex128)
-    spectrum[index[:, 0], index[:, 1]] = coefficients  # negative wavenumbers count from the end, as in the FFT
-    field: Tensor = torch.fft.ifft2(spectrum, norm="forward").real
+    spectrum[tuple(index.T)] = coefficients  # negative wavenumbers count from the end, as in the FFT
+    field: Tensor = torch.fft.ifftn(spectrum, norm="forward").real
     return field
 
 
 @lru_cache(maxsize=4)
-def _modes_by_shell(radius: int) -> NDArray[np.int64]:
-    """All (kx, ky) with max(|kx|, |ky|) <= radius, by rising max(|kx|, |ky|): a smaller radius gives a prefix."""
+def modes_by_shell(axes: int, radius: int) -> NDArray[np.int64]:
+    """All wavevectors (n, axes) with components up to `radius`, by rising largest one: a smaller radius gives a
+    prefix."""
     line = np.arange(-radius, radius + 1)
-    kx, ky = (axis.ravel() for axis in np.meshgrid(line, line, indexing="ij"))
-    order = np.lexsort((ky, kx, np.maximum(np.abs(kx), np.abs(ky))))
-    return np.stack([kx[order], ky[order]], axis=1)
+    k = [axis.ravel() for axis in np.meshgrid(*[line] * axes, indexing="ij")]
+    order = np.lexsort((*reversed(k), np.max(np.abs(k), axis=0)))
+    return np.stack(k, axis=1)[order]
 
 
 def vorticity_amplitude(squared: Tensor, alpha: float = 2.5, tau: float = 7.0) -> Tensor:

@@ -1,6 +1,6 @@
 """A dataset that a solver makes, as a source of trajectories."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,9 +10,15 @@ from torch import Tensor
 from data_pipeline.base.config import build
 from data_pipeline.base.errors import ConfigError, DataError, nearest
 from data_pipeline.config import GenerateConfig
+from data_pipeline.solvers.base import Solver
 from data_pipeline.solvers.randomness import generator
 from data_pipeline.solvers.registry import find_family
-from data_pipeline.trajectory import DatasetInfo, FloatArray, Trajectory
+from data_pipeline.trajectory import DatasetInfo, FloatArray, Trajectory, grid
+
+EXECUTION = ("device", "compile")
+"""Settings that do not decide the numbers, but for rounding."""
+
+_STATES_IN_MEMORY = 16  # stages of a step, their transforms, and what is on its way between them
 
 
 class SolverSource:
@@ -23,79 +29,119 @@ class SolverSource:
         config: family, grid, times, parameters, seed and number of trajectories in each split.
 
     Raises:
-        ConfigError: unknown family or parameter, wrong rank of the resolution, a parameter out of its bounds, or an
-            internal time step that cannot be stable.
+        ConfigError: unknown family or parameter, wrong rank of the resolution, a parameter out of its bounds, an
+            internal time step that cannot be stable, a grid that is too coarse, a domain that is impossible.
     """
 
     def __init__(self, name: str, config: GenerateConfig) -> None:
         family = find_family(config.family)
         self.config = config
-        self.solver = family(config.resolution, build(family.parameters_class, config.parameters))
+        self.solver: Solver[Any] = family(config.resolution, build(family.parameters_class, config.parameters))
+        _check_times(config, steady=family.steady)
         self.solver.check(config.start, config.dt, config.frames)
         self.splits: Mapping[str, int] = {str(split): count for split, count in config.splits.items()}
-        self.info = DatasetInfo(
-            name=name,
-            channels=family.channels,
-            space=config.resolution,
-            frames=config.frames,
-            dt=config.dt,
-            axes=family.axes,
-            extent=family.extent,
-            boundaries=family.boundaries,
-            translation_invariant=self.solver.translation_invariant,
-            parameters=family.parameter_names,
-            equation=family.equation,
-            source=f"pdepot solver {family.family}, version {family.version}: {family.scheme}",
-            licence="Apache-2.0",
-        )
+        self.info = _describe(name, config, self.solver)
 
     def read(self, split: str, start: int, stop: int) -> Iterator[Trajectory]:
         """Solve trajectories start .. stop of a split as one batch, and yield them one at a time.
 
         Raises:
             ConfigError: the split is unknown or has no such trajectories.
-            DataError: a solution holds NaN or Inf; names family, split, number and parameters.
+            DataError: a solution holds NaN or Inf, or is impossible; names family, split, number and parameters.
         """
         self._check_range(split, start, stop)
         numbers = range(start, stop)
         if not numbers:
             return
-        states, parameters = zip(*(self.draw(split, number) for number in numbers), strict=True)
-        columns = {
-            key: torch.tensor([drawn[key] for drawn in parameters], dtype=torch.float64)
-            for key in self.solver.parameter_names
-        }
-        config = self.config
-        with torch.inference_mode():
-            fields = self.solver.solve(
-                torch.stack(states), columns, start=config.start, dt=config.dt, frames=config.frames
-            )
-        for number, drawn, solution in zip(numbers, parameters, fields.numpy(), strict=True):
-            self._check_finite(solution, split, number, drawn)
+        states, drawn = zip(*(self.draw(split, number) for number in numbers), strict=True)
+        fields, static, masks = self._solve(self.solver, states, drawn)
+        for row, number in enumerate(numbers):
+            self._check_solution(fields[row], split, number, drawn[row])
             yield Trajectory(
-                fields=solution,
-                times=config.start + config.dt * np.arange(config.frames, dtype=np.float64),
-                parameters=drawn,
+                fields=fields[row],
+                times=self.config.start + self.config.dt * np.arange(self.config.frames, dtype=np.float64),
+                parameters=drawn[row],
+                static=None if static is None else static[row].movedim(0, -1).contiguous().numpy(),
+                mask=None if masks is None else masks[row].numpy(),
                 provenance=self._provenance(split, number),
             )
 
     def draw(self, split: str, number: int) -> tuple[Tensor, dict[str, float]]:
         """Initial state, float64 (S, *grid), and physical parameters of one sample."""
+        return self._draw(self.solver, split, number)
 
-        def stream(purpose: str) -> np.random.Generator:
-            return generator(self.solver.family, self.config.seed, split, number, purpose)
+    def refined(self, split: str, number: int) -> FloatArray:
+        """The fields of a trajectory from a run that is about twice as fine in space and time, float32 (T, *space, C).
 
-        parameters = self.solver.draw_parameters(stream("parameters"))
-        return self.solver.draw_state(stream("state"), parameters), parameters
+        The difference from the stored ones estimates their error: for a method of order p it is the error less a part
+        of 2^-p of it.
+        """
+        finer = self._finer()
+        state, drawn = self._draw(finer, split, number)
+        fields: FloatArray = self._solve(finer, [state], [drawn])[0][0]
+        return fields
+
+    def working_bytes(self, trajectories: int) -> int:
+        """An estimate of the memory that solving so many trajectories together takes, beside the stored frames."""
+        state, _ = self.draw(next(iter(self.splits)), 0)
+        return _STATES_IN_MEMORY * trajectories * state.nbytes
+
+    def numerics(self) -> dict[str, Any]:
+        """How the numbers are made: the solver's grid, its internal step and that of the refined run, precision."""
+        finer = self._finer()
+        return {
+            "family": self.solver.family,
+            "version": self.solver.version,
+            "scheme": self.solver.scheme,
+            "precision": self.config.precision,
+            "dt": self.config.dt,
+            "resolution": self.solver.resolution,
+            "grid": self.solver.grid,
+            "internal_step": self.solver.internal_step(self.config.dt),
+            "refined_grid": finer.grid,
+            "refined_step": finer.internal_step(self.config.dt),
+        }
 
     def fingerprint(self) -> dict[str, Any]:
         """Everything that decides the numbers: the solver's version and the configuration with its defaults."""
         return {
             "family": self.solver.family,
             "version": self.solver.version,
-            "config": self.config.model_dump(mode="json")
+            "config": self.config.model_dump(mode="json", exclude=set(EXECUTION))
             | {"parameters": self.solver.parameters.model_dump(mode="json")},
         }
+
+    def _finer(self) -> Solver[Any]:
+        kind = type(self.solver)
+        finer: Solver[Any] = kind(self.config.resolution, build(kind.parameters_class, self.solver.parameters.finer()))
+        return finer
+
+    def _draw(self, solver: Solver[Any], split: str, number: int) -> tuple[Tensor, dict[str, float]]:
+        def stream(purpose: str) -> np.random.Generator:
+            return generator(solver.family, self.config.seed, split, number, purpose)
+
+        parameters = solver.draw_parameters(stream("parameters"))
+        return solver.draw_state(stream("state"), parameters), parameters
+
+    def _solve(
+        self, solver: Solver[Any], states: Sequence[Tensor], drawn: Sequence[Mapping[str, float]]
+    ) -> tuple[FloatArray, Tensor | None, Tensor | None]:
+        """Fields, static fields and masks of a batch, on the CPU."""
+        config = self.config
+        solver.compile = config.compile
+        columns = {
+            key: torch.tensor([one[key] for one in drawn], dtype=torch.float64, device=config.device)
+            for key in solver.parameter_names
+        }
+        initial = torch.stack(list(states)).to(config.device, getattr(torch, config.precision))
+        with torch.inference_mode():
+            fields = solver.solve(initial, columns, start=config.start, dt=config.dt, frames=config.frames)
+            static, mask = solver.static_fields(initial, columns), solver.mask(columns)
+        return (
+            fields.cpu().numpy(),
+            None if static is None else static.float().cpu(),
+            None if mask is None else mask.cpu(),
+        )
 
     def _provenance(self, split: str, number: int) -> dict[str, str | int | float]:
         return {
@@ -117,15 +163,61 @@ class SolverSource:
                 expected=f"a range within 0 .. {self.splits[split]}",
             )
 
-    def _check_finite(self, solution: FloatArray, split: str, number: int, parameters: Mapping[str, float]) -> None:
+    def _check_solution(self, solution: FloatArray, split: str, number: int, parameters: Mapping[str, float]) -> None:
         finite = np.isfinite(solution).reshape(len(solution), -1).all(axis=1)
         if finite.all():
-            return
+            fault = self.solver.fault(solution)
+            if fault is None:
+                return
+            frame, found = fault
+        else:
+            frame, found = int(np.argmin(finite)), "NaN or Inf"
         values = ", ".join(f"{key} = {value:g}" for key, value in parameters.items())
         raise DataError(
             f"the solution of {self.solver.family} blew up",
-            key=f"split {split}, trajectory {number}, frame {int(np.argmin(finite))}",
-            found=f"NaN or Inf with {values}",
-            expected="finite values",
-            remedy="a smaller internal step (parameters.step), a finer grid (parameters.refine) or milder parameters",
+            key=f"{self.info.name}, split {split}, trajectory {number}, frame {frame}",
+            found=f"{found} with {values}" if values else found,
+            expected="finite values that the equation allows",
+            remedy="a smaller internal step (parameters.step or courant), a finer grid (parameters.refine), "
+            "or milder parameters",
         )
+
+
+def _check_times(config: GenerateConfig, *, steady: bool) -> None:
+    """Raise ConfigError where the stored times do not fit the family: one frame of a steady one, several of others."""
+    if steady:
+        if (config.frames, config.dt, config.start) != (1, 0.0, 0.0):
+            raise ConfigError(
+                f"{config.family} is steady: its solution is one frame",
+                key="generate.frames, generate.dt, generate.start",
+                found=f"{config.frames}, {config.dt:g}, {config.start:g}",
+                expected="1, 0, 0: leave them out",
+            )
+        return
+    if config.frames < 2:
+        raise ConfigError("too few frames", key="generate.frames", found=config.frames, expected="at least 2")
+    if config.dt <= 0:
+        raise ConfigError("no time between frames", key="generate.dt", found=config.dt, expected="above 0")
+
+
+def _describe(name: str, config: GenerateConfig, solver: Solver[Any]) -> DatasetInfo:
+    info = DatasetInfo(
+        name=name,
+        channels=solver.channels,
+        space=solver.resolution,
+        frames=config.frames,
+        dt=config.dt,
+        axes=solver.axes,
+        extent=solver.extent,
+        boundaries=solver.boundaries,
+        translation_invariant=solver.translation_invariant,
+        parameters=solver.parameter_names,
+        static_channels=solver.static_channels,
+        masked=solver.masked,
+        equation=solver.equation,
+        source=f"pdepot solver {solver.family}, version {solver.version}: {solver.scheme}",
+        licence="Apache-2.0",
+    )
+    points = solver.points()
+    usual = all(np.allclose(ours, theirs) for ours, theirs in zip(points, grid(info), strict=True))
+    return info if usual else info.model_copy(update={"coordinates": tuple(tuple(axis.tolist()) for axis in points)})

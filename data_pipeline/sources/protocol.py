@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from data_pipeline.config import DatasetConfig
-from data_pipeline.trajectory import DatasetInfo, Trajectory
+from data_pipeline.trajectory import DatasetInfo, FloatArray, Trajectory
 
 
 class Source(Protocol):
@@ -25,6 +25,23 @@ class Source(Protocol):
 
     def fingerprint(self) -> Any:
         """A JSON-able value that changes when the raw data change (file names, sizes and times; seed and version)."""
+        ...
+
+
+@runtime_checkable
+class SolvingSource(Source, Protocol):
+    """A source that solves: it can solve a trajectory again, more finely."""
+
+    def refined(self, split: str, number: int) -> FloatArray:
+        """The fields of a trajectory from a finer run, float32 (T, *space, C)."""
+        ...
+
+    def numerics(self) -> dict[str, Any]:
+        """How the numbers are made, and those of the finer run: fields of `stores.generation.Generation`."""
+        ...
+
+    def working_bytes(self, trajectories: int) -> int:
+        """Memory that solving so many trajectories together takes beside their stored frames."""
         ...
 
 

@@ -11,6 +11,7 @@ from data_pipeline.base.config import Config
 from data_pipeline.base.errors import DataError, PdepotError
 from data_pipeline.base.files import digest, read_json, sha256_file, write_json
 from data_pipeline.resample import Resampling
+from data_pipeline.stores.generation import Generation
 from data_pipeline.stores.protocol import Statistics
 from data_pipeline.trajectory import DatasetInfo
 
@@ -53,6 +54,8 @@ class Manifest(Config):
     """What the dataset was made from: configuration and fingerprint of the source."""
     plan_digest: str
     code_version: str
+    generation: Generation | None = None
+    """How a solver made the data, and how accurate they are; None for data that were converted."""
     canonical: str = ""
     """Shards only: digest of the Zarr store that they were exported from."""
     dtype: Literal["float32", "float16"] = "float32"

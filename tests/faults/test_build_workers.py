@@ -4,6 +4,7 @@ import os
 import resource
 import shutil
 import signal
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -121,9 +122,12 @@ def test_a_disk_that_fills_up_in_a_worker_is_said_once_and_the_next_run_complete
 
 
 def remove(folder: Path, _: Path, task: ShardTask) -> None:
-    """In a worker: somebody deletes the folder in which the build works."""
-    if task.shard == 3:
-        shutil.rmtree(folder)
+    """In a worker: the folder in which the build works is gone from one moment to the next."""
+    if task.shard == 3 and folder.exists():
+        # Renamed first: deleting a tree into which others write ends with "directory not empty".
+        gone = folder.with_name(f"gone-{time.monotonic_ns()}")
+        folder.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
 
 
 def test_a_work_folder_that_vanishes_is_a_clear_error_and_the_next_run_completes(

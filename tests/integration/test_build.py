@@ -17,7 +17,7 @@ from data_pipeline.config import DatasetConfig, ExportConfig, GenerateConfig, St
 from data_pipeline.export import export_shards
 from data_pipeline.stores import CacheConfig, open_store, verify
 from data_pipeline.stores.protocol import read_window
-from data_pipeline.workers import keep_ray, ray_session, run_tasks
+from data_pipeline.workers import Needs, keep_ray, ray_session, run_tasks
 from launch.cli import main
 from tests.s3 import s3_server
 from tests.small_jobs import remote_tree, tree
@@ -176,19 +176,19 @@ def fail_always(folder: Path, number: int) -> int:
 
 @pytest.mark.parametrize("how", ["killed", "transient"])
 def test_a_lost_worker_and_a_transient_error_are_retried(tmp_path: Path, how: str) -> None:
-    assert sorted(run_tasks(partial(fail_once, how, tmp_path), [1, 2], memory=MEMORY)) == [1, 2]
+    assert sorted(run_tasks(partial(fail_once, how, tmp_path), [1, 2], Needs(MEMORY))) == [1, 2]
 
 
 def test_a_permanent_error_is_not_retried(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="file-1") as caught:
-        list(run_tasks(partial(fail_always, tmp_path), [1], memory=MEMORY))
+        list(run_tasks(partial(fail_always, tmp_path), [1], Needs(MEMORY)))
     assert type(caught.value) is DataError
     assert (tmp_path / "1").read_text() == "x"
 
 
 def test_a_full_disk_becomes_a_clear_error(tmp_path: Path) -> None:
     with pytest.raises(PdepotError, match=r"(?s)No space left on device.*run the same command again"):
-        list(run_tasks(partial(fail_always, tmp_path), [2], memory=MEMORY))
+        list(run_tasks(partial(fail_always, tmp_path), [2], Needs(MEMORY)))
     assert (tmp_path / "2").read_text() == "xxxx"
 
 
@@ -204,15 +204,15 @@ def wait_for(folder: Path, number: int) -> int:
 
 def test_a_failure_cancels_the_tasks_that_run(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="damaged"):
-        list(run_tasks(partial(wait_for, tmp_path), range(50), memory=MEMORY, max_in_flight=2))
+        list(run_tasks(partial(wait_for, tmp_path), range(50), Needs(MEMORY), max_in_flight=2))
     assert len(list(tmp_path.glob("started-*"))) < 10
     # The CPUs are free again, so a new task does not wait for the old ones.
-    assert list(run_tasks(partial(fail_once, "transient", tmp_path), [7], memory=MEMORY)) == [7]
+    assert list(run_tasks(partial(fail_once, "transient", tmp_path), [7], Needs(MEMORY))) == [7]
     assert not list(tmp_path.glob("finished-*"))
 
 
 def test_a_task_larger_than_the_machine_still_runs(tmp_path: Path) -> None:
-    assert list(run_tasks(partial(fail_once, "transient", tmp_path), [1], memory=2**60)) == [1]
+    assert list(run_tasks(partial(fail_once, "transient", tmp_path), [1], Needs(2**60))) == [1]
 
 
 def test_a_session_leaves_a_running_ray_alone() -> None:

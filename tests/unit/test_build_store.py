@@ -122,7 +122,7 @@ def interrupt_after(count: int, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Make the next job stop after `count` tasks (for good when negative: never); returns the names of its tasks."""
     done: list[str] = []
 
-    def run_tasks(function: Callable[[Any], Any], arguments: list[Any], **_: Any) -> Iterator[Any]:
+    def run_tasks(function: Callable[[Any], Any], arguments: list[Any], _: object, **__: Any) -> Iterator[Any]:
         for task in arguments:
             if len(done) == count:
                 raise Interrupted
