@@ -22,7 +22,7 @@ STEPS, EVERY = 4, 2
 ARGUMENTS = {"n_modes": [8, 8], "hidden_channels": 8, "n_layers": 2}
 
 
-@pytest.fixture(scope="module", params=["FNO", "TFNO"])
+@pytest.fixture(scope="module", params=["FNO", pytest.param("TFNO", marks=pytest.mark.slow)])
 def trained(
     request: pytest.FixtureRequest, data: dict[str, Any], uri: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:

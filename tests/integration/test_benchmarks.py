@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
         ["rollout", "--sizes", "nano", "--rounds", "1"],
         ["train", "--model", "nano", "--size", "16", "--steps", "60", "--rounds", "1"],
         ["cost_model", "--models", "Ti", "--gpus", "8"],
+        ["solvers", "poisson_2d", "shallow_water_2d", "--batch", "1", "--rounds", "1", "--no-compile"],
         ["data", "--size", "8", "--trajectories", "32", "--index", "64", "--ranks", "1", "--rounds", "1"],
     ],
     ids=lambda arguments: arguments[0],

@@ -44,6 +44,7 @@ def generated() -> DatasetConfig:
             resolution=(16, 16),
             frames=3,
             dt=0.1,
+            parameters={"diffusivity_activator": 5e-3},
             splits={"train": 2},
         ),
         store=StoreConfig(trajectories_per_shard=1),

@@ -61,6 +61,7 @@ def batches(folder: Path, data: dict[str, Any], rank: int, ranks: int, first_ste
         return [next(loader) for _ in range(steps * 4 // ranks)]
 
 
+@pytest.mark.slow
 def test_one_network_learns_all_of_them(mixed: dict[str, Any], undisturbed: Path, uri: str) -> None:
     client, run_id = MlflowClient(uri), read_json(undisturbed / "tracking.json")["run_id"]
     losses = [m.value for m in client.get_metric_history(run_id, "loss")]
@@ -77,6 +78,7 @@ def test_one_network_learns_all_of_them(mixed: dict[str, Any], undisturbed: Path
         assert found.one_step < found.one_step_persistence
 
 
+@pytest.mark.slow
 def test_each_batch_has_one_grid_and_ranks_share_the_stream(mixed: dict[str, Any], undisturbed: Path) -> None:
     alone = batches(undisturbed, mixed, 0, 1, 0, STEPS)
     pair = [batches(undisturbed, mixed, rank, 2, 0, STEPS) for rank in range(2)]
@@ -102,6 +104,7 @@ def test_another_grid_needs_the_option(mixed: dict[str, Any], tmp_path: Path) ->
         prepare(mixed, tmp_path, model=MIXED_MODEL | {"patch_size": 16})
 
 
+@pytest.mark.slow
 def test_fine_tuning_on_fewer_axes_starts_from_the_same_function(
     mixed: dict[str, Any], undisturbed: Path, tmp_path: Path
 ) -> None:

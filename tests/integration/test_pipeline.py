@@ -21,9 +21,20 @@ from tests.training import ROOT
 # Kept short: what is proven here is that the parts meet, and that any of them may be killed.
 FAMILIES = {
     "navier": {"family": "navier_stokes_2d", "frames": 8, "dt": 0.2, "parameters": {"step": 0.1}},
-    "reaction": {"family": "diffusion_reaction_2d", "frames": 8, "dt": 0.1, "start": 0.5},
+    "reaction": {
+        "family": "diffusion_reaction_2d",
+        "frames": 8,
+        "dt": 0.1,
+        "start": 0.5,
+        "parameters": {"diffusivity_activator": 5e-3},
+    },
     "water": {"family": "shallow_water_2d", "frames": 8, "dt": 0.05},
-    "unseen": {"family": "gray_scott_2d", "frames": 8, "dt": 10.0, "parameters": {"regimes": ["maze"]}},
+    "unseen": {
+        "family": "gray_scott_2d",
+        "frames": 8,
+        "dt": 10.0,
+        "parameters": {"regimes": ["maze"], "diffusivity_a": 1e-3, "diffusivity_b": 5e-4},
+    },
 }
 MODEL = {"width": 16, "depth": 1, "mlp_ratio": 1, "heads": 2, "head_width": 8, "patch_size": 4}
 TRAINING = {"batch_size": 8, "micro_batch": 4, "learning_rate": 2e-3, "checkpoint_every": 4, "log_every": 2}

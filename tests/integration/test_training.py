@@ -108,6 +108,7 @@ def test_sigterm_saves_and_the_next_start_goes_on(
     assert weights(folder) == weights(undisturbed)
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_passed_over(
     data: dict[str, Any], uri: str, undisturbed: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -132,6 +133,7 @@ def test_another_configuration_is_refused_and_named(data: dict[str, Any], undist
         prepare(data, undisturbed.parent, steps=99)
 
 
+@pytest.mark.slow
 def test_conditions_and_anonymous_slots_train_on_two_ranks(data: dict[str, Any], uri: str, tmp_path: Path) -> None:
     options = {"condition": True, "slots": "anonymous", "mode_truncation": "symmetric", "resize_position": True}
     folder = prepare(data, tmp_path, model=MODEL | options, steps=3, learning_rate=1e-2)

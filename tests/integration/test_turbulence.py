@@ -12,6 +12,7 @@ from tests.training import ROOT
 WELL = Path("data") / "the_well" / "decaying_turbulence_2d"
 
 
+@pytest.mark.slow
 def test_convert_export_and_pretrain_on_turbulence(
     shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
