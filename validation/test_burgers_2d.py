@@ -30,15 +30,15 @@ def error_at(run, relative_l2, n, step, viscosity=0.05):
     return relative_l2(found, cole_hopf(x, y, 0.3, viscosity))
 
 
-def test_agrees_with_cole_hopf_to_high_accuracy(run, relative_l2):
+def test_agrees_with_cole_hopf_to_high_accuracy(run, relative_l2, figure):
     error = error_at(run, relative_l2, 96, 0.01)
-    print(f"Burgers against Cole-Hopf, 96 points: {error:.2e}")
+    figure("Burgers against Cole-Hopf, 96 points", error)
     assert error < 1e-8
 
 
-def test_converges_spectrally_in_space(run, relative_l2):
+def test_converges_spectrally_in_space(run, relative_l2, figure):
     errors = [error_at(run, relative_l2, n, 0.0025) for n in (12, 16, 24, 32)]
-    print(f"Burgers in space: {', '.join(f'{e:.2e}' for e in errors)}")
+    figure("Burgers in space, 12, 16, 24, 32 points", ", ".join(f"{e:.1e}" for e in errors))
     assert errors[1] < errors[0] / 3
     assert errors[2] < errors[1] / 10
     assert errors[3] < errors[2] / 10

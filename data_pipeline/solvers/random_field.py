@@ -46,12 +46,12 @@ def modes_by_shell(axes: int, radius: int) -> NDArray[np.int64]:
     return np.stack(k, axis=1)[order]
 
 
-def vorticity_amplitude(squared: Tensor, alpha: float = 2.5, tau: float = 7.0) -> Tensor:
-    """Amplitude of the initial vorticity of Li et al.: sqrt 2 sigma (4 pi^2 |k|^2 + tau^2)^(-alpha/2), 0 at k = 0.
+def vorticity_amplitude(squared: Tensor, alpha: float = 2.5, tau: float = 7.0, length: float = 1.0) -> Tensor:
+    """Amplitude of the initial vorticity of Li et al.: sqrt 2 sigma (kappa^2 + tau^2)^(-alpha/2), 0 at k = 0.
 
-    sigma = tau^(alpha - 1). This is what their code draws (standard deviation 0.262); the covariance printed in the
-    paper is smaller by a factor of two.
+    kappa = 2 pi |k| / length, and sigma = tau^(alpha - 1). This is what their code draws on the unit torus (standard
+    deviation 0.262); the covariance printed in the paper is smaller by a factor of two.
     """
     sigma = tau ** (alpha - 1)
-    amplitude = math.sqrt(2) * sigma * (4 * math.pi**2 * squared + tau**2) ** (-alpha / 2)
+    amplitude = math.sqrt(2) * sigma * (4 * math.pi**2 / length**2 * squared + tau**2) ** (-alpha / 2)
     return torch.where(squared > 0, amplitude, 0.0)

@@ -4,9 +4,8 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -23,6 +22,11 @@ class SemilinearParameters(Parameters):
     """Parameters of every family that marches with ETDRK4; each family gives `step` its default."""
 
     step: Step
+    """Largest internal time step; the step used divides the time between two frames."""
+
+    def finer(self) -> dict[str, Any]:
+        """Half the internal step, on a grid twice as fine."""
+        return super().finer() | {"step": self.step / 2}
 
 
 SemilinearT = TypeVar("SemilinearT", bound=SemilinearParameters)
@@ -34,8 +38,8 @@ class SemilinearProblem:
 
     Attributes:
         basis: the transform.
-        linear: diagonal of L, real, broadcasts against (B, S, *modes).
-        nonlinear: N, from and to coefficients (B, S, *modes).
+        linear: diagonal of L, float64 or complex128, broadcasts against (B, C, *modes).
+        nonlinear: N, from and to coefficients (B, C, *modes).
     """
 
     basis: Basis
@@ -44,11 +48,20 @@ class SemilinearProblem:
 
 
 class SemilinearSolver(Solver[SemilinearT]):
-    """A family whose state, the stored channels, is marched in the coefficients of a basis."""
+    """A family whose stored channels are marched in the coefficients of a basis.
+
+    They come first in the state; what follows them there (coefficients, a force) does not change in time.
+    """
 
     @abstractmethod
-    def problem(self, parameters: Mapping[str, Tensor], device: torch.device) -> SemilinearProblem:
-        """The equation for a batch; each parameter is float64 (B, 1, ..., 1), to broadcast against the state."""
+    def problem(self, parameters: Mapping[str, Tensor], initial: Tensor) -> SemilinearProblem:
+        """The equation for a batch.
+
+        Args:
+            parameters: float64 (B, 1, ..., 1), to broadcast against the state; what multiplies grid values is to be
+                brought to their precision.
+            initial: (B, S, *grid), on the device and in the precision of the work.
+        """
 
     @abstractmethod
     def largest_step(self, duration: float) -> float:
@@ -66,11 +79,16 @@ class SemilinearSolver(Solver[SemilinearT]):
                 expected=f"at most {bound:.4g}",
             )
 
+    def internal_step(self, dt: float) -> float:
+        """The equal steps, none above `parameters.step`, that make up dt."""
+        return substeps(dt, self.parameters.step)[1]
+
     def begin(self, initial: Tensor, parameters: Mapping[str, Tensor]) -> "_SemilinearEvolution":
         """Start a batch of solutions."""
         shape = (-1,) + (1,) * (initial.ndim - 1)
         columns = {name: value.reshape(shape) for name, value in parameters.items()}
-        return _SemilinearEvolution(self.problem(columns, initial.device), initial, self.parameters.step)
+        marched = initial[:, : len(self.channels)]
+        return _SemilinearEvolution(self.problem(columns, initial), marched, self.parameters.step)
 
 
 class _SemilinearEvolution:
@@ -79,6 +97,7 @@ class _SemilinearEvolution:
     def __init__(self, problem: SemilinearProblem, initial: Tensor, step: float) -> None:
         self.problem = problem
         self.step = step
+        self.precision = initial.dtype
         self.coefficients = problem.basis.forward(initial)
         self._integrators: dict[float, ETDRK4] = {}
 
@@ -86,12 +105,12 @@ class _SemilinearEvolution:
         """Move forward by `duration` in equal steps."""
         count, h = substeps(duration, self.step)
         if h not in self._integrators:
-            self._integrators[h] = ETDRK4(self.problem.linear, self.problem.nonlinear, h)
+            self._integrators[h] = ETDRK4(self.problem.linear, self.problem.nonlinear, h, self.precision)
         for _ in range(count):
             self.coefficients = self._integrators[h].step(self.coefficients)
 
     def fields(self) -> Tensor:
-        """Grid values now, (B, S, *grid)."""
+        """Grid values now, (B, C, *grid)."""
         return self.problem.basis.inverse(self.coefficients)
 
 

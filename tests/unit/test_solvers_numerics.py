@@ -13,7 +13,7 @@ from data_pipeline.solvers.random_field import gaussian_field, vorticity_amplitu
 from data_pipeline.solvers.randomness import generator
 from data_pipeline.solvers.semilinear import substeps
 
-CPU = torch.device("cpu")
+LIKE = torch.zeros((), dtype=torch.float64)
 
 
 def plane(*grid: int, lengths: tuple[float, ...], offset: float) -> list[torch.Tensor]:
@@ -27,14 +27,26 @@ def plane(*grid: int, lengths: tuple[float, ...], offset: float) -> list[torch.T
 @pytest.mark.parametrize("kind", [FourierBasis, CosineBasis])
 def test_inverse_undoes_forward(kind, grid):
     values = torch.randn(2, 3, *grid, dtype=torch.float64)
-    basis = kind(grid, (1.0,) * len(grid), CPU)
+    basis = kind(grid, (1.0,) * len(grid), LIKE)
     torch.testing.assert_close(basis.inverse(basis.forward(values)), values)
+
+
+@pytest.mark.parametrize("precision", [torch.float64, torch.float32])
+@pytest.mark.parametrize("grid", [(16, 16), (15, 13), (48, 48), (8192,), (12, 8, 10)])
+def test_a_transform_is_the_same_alone_and_among_others(grid, precision):
+    values = torch.randn(3, 1, *grid, dtype=precision)
+    basis = FourierBasis(grid, (1.0,) * len(grid), values)
+    coefficients = basis.forward(values)
+    back = basis.inverse(coefficients)
+    for row in range(3):
+        assert torch.equal(basis.forward(values[row : row + 1])[0], coefficients[row])
+        assert torch.equal(basis.inverse(coefficients[row : row + 1])[0], back[row])
 
 
 def test_fourier_derivatives_and_laplacian_are_exact_for_a_mode():
     lengths = (1.0, 3.0)
     x, y = plane(16, 20, lengths=lengths, offset=0.0)
-    basis = FourierBasis((16, 20), lengths, CPU)
+    basis = FourierBasis((16, 20), lengths, LIKE)
     kx, ky = 2 * math.pi * 3, 2 * math.pi * 2 / 3
     mode = basis.forward(torch.sin(kx * x + ky * y))
     dx, dy = basis.derivatives
@@ -44,16 +56,18 @@ def test_fourier_derivatives_and_laplacian_are_exact_for_a_mode():
 
 
 def test_dealiasing_keeps_two_thirds_of_the_modes():
-    basis = FourierBasis((16, 16), (1.0, 1.0), CPU)
+    basis = FourierBasis((16, 16), (1.0, 1.0), LIKE)
     kept = basis.dealias.expand(16, 9)
-    assert kept[0].tolist() == [1, 1, 1, 1, 1, 1, 0, 0, 0]  # |k| <= 16 / 3
+    assert kept[0].tolist() == [1, 1, 1, 1, 1, 1, 0, 0, 0]  # |k| < 16 / 3
     assert kept[:, 0].sum() == 11
+    # Of 12 points the product of modes 4 and 4 would appear as mode -4.
+    assert FourierBasis((12,), (1.0,), LIKE).dealias.tolist() == [1, 1, 1, 1, 0, 0, 0]
 
 
 def test_cosine_laplacian_is_exact_for_a_no_flux_mode():
     lengths = (2.0, 1.0)
     x, y = plane(16, 12, lengths=lengths, offset=0.5)
-    basis = CosineBasis((16, 12), lengths, CPU)
+    basis = CosineBasis((16, 12), lengths, LIKE)
     kx, ky = math.pi * 5 / 2, math.pi * 3
     mode = torch.cos(kx * x) * torch.cos(ky * y)
     torch.testing.assert_close(basis.inverse(basis.laplacian * basis.forward(mode)), -(kx**2 + ky**2) * mode)

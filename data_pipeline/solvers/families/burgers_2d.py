@@ -15,10 +15,13 @@ from data_pipeline.solvers.basis import FourierBasis
 from data_pipeline.solvers.etd import IMAGINARY_STABILITY
 from data_pipeline.solvers.random_field import gaussian_field
 from data_pipeline.solvers.semilinear import SemilinearParameters, SemilinearProblem, SemilinearSolver, Step
-from data_pipeline.trajectory import Boundary
 
 _LARGEST_OVER_RMS = 3.0
 """A sum of a few dozen random modes stays below three times its root mean square, nearly always."""
+
+_CELL_REYNOLDS = 4.0
+"""Largest speed h / nu. At 4, 24 frames to t = 0.6 differ by a tenth from those of a grid twice as fine, at 2 by 3 %,
+at 1 by 0.2 %."""
 
 
 class Burgers2DParameters(SemilinearParameters):
@@ -26,6 +29,7 @@ class Burgers2DParameters(SemilinearParameters):
 
     step: Step = 0.005
     viscosity: PositiveRange = (1e-2, 1e-2)
+    """Kinematic viscosity nu."""
     speed: PositiveRange = (0.5, 0.5)
     """Root mean square of each component of the initial velocity."""
     modes: Annotated[int, Field(ge=1)] = 3
@@ -41,10 +45,10 @@ class Burgers2D(SemilinearSolver[Burgers2DParameters]):
     family: ClassVar[str] = "burgers_2d"
     equation: ClassVar[str] = "u_t + (u.grad) u = nu Lap u, u = (u, v)"
     scheme: ClassVar[str] = "Fourier pseudo-spectral, 2/3 rule, ETDRK4"
-    channels: ClassVar[tuple[str, ...]] = ("velocity_x", "velocity_y")
-    axes: ClassVar[tuple[str, ...]] = ("x", "y")
-    extent: ClassVar[tuple[tuple[float, float], ...]] = ((0.0, 1.0), (0.0, 1.0))
-    boundaries: ClassVar[tuple[Boundary, ...]] = ("periodic", "periodic")
+    channels = ("velocity_x", "velocity_y")
+    axes = ("x", "y")
+    extent = ((0.0, 1.0), (0.0, 1.0))
+    boundaries = ("periodic", "periodic")
     placement = "nodes"
     parameter_names: ClassVar[tuple[str, ...]] = ("viscosity", "speed")
     parameters_class = Burgers2DParameters
@@ -61,7 +65,11 @@ class Burgers2D(SemilinearSolver[Burgers2DParameters]):
         return velocity * parameters["speed"] / velocity.square().mean((1, 2), keepdim=True).sqrt()
 
     def check(self, start: float, dt: float, frames: int) -> None:
-        """Refuse initial modes that the stored grid cannot hold, and an unstable step."""
+        """Refuse initial modes that the stored grid cannot hold, an unstable step, a grid too coarse for the fronts.
+
+        These are a few nu / speed wide (the profile between -U and U is tanh(U x / (2 nu))), so that the cell Reynolds
+        number speed h / nu tells how many cells they have.
+        """
         largest = (min(self.resolution) - 1) // 3
         if self.parameters.modes > largest:
             raise ConfigError(
@@ -71,6 +79,16 @@ class Burgers2D(SemilinearSolver[Burgers2DParameters]):
                 expected=f"at most {largest}, a third of the points",
             )
         super().check(start, dt, frames)
+        found = self.parameters.speed[1] * max(self.spacing) / self.parameters.viscosity[0]
+        if found > _CELL_REYNOLDS:
+            needed = math.ceil(min(self.grid) * found / _CELL_REYNOLDS)
+            raise ConfigError(
+                f"the grid of {self.family}, {self.grid}, is too coarse for the fronts",
+                key="resolution, parameters.refine",
+                found=f"speed h / nu = {found:.3g}",
+                expected=f"at most {_CELL_REYNOLDS:g}: {needed} points along each axis, stored ones times "
+                "parameters.refine",
+            )
 
     def largest_step(self, duration: float) -> float:
         """Advection bound h k_max (|u| + |v|) <= 2 sqrt 2; the largest speed never grows (maximum principle)."""
@@ -78,9 +96,9 @@ class Burgers2D(SemilinearSolver[Burgers2DParameters]):
         largest_wavenumber = 2 * math.pi * max(self.grid) / 3
         return IMAGINARY_STABILITY / (largest_wavenumber * speed)
 
-    def problem(self, parameters: Mapping[str, Tensor], device: torch.device) -> SemilinearProblem:
+    def problem(self, parameters: Mapping[str, Tensor], initial: Tensor) -> SemilinearProblem:
         """Diffusion is linear; advection is evaluated on the grid."""
-        basis = FourierBasis(self.grid, self.lengths, device)
+        basis = FourierBasis(self.grid, self.lengths, initial)
         dx, dy = basis.derivatives
 
         def nonlinear(coefficients: Tensor) -> Tensor:
