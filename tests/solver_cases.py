@@ -93,20 +93,20 @@ CASES: dict[str, dict[str, Any]] = {
         "frames": 3,
         "dt": 0.02,
         "start": 0.02,
-        "parameters": {"modes": 2, "temperature": [0.1, 1.0], "eta": 1e-3},
+        "parameters": {"modes": 2, "temperature": [0.1, 1.0], "shear_viscosity": 1e-3},
     },
     "compressible_2d": {
         "resolution": (16, 12),
         "frames": 3,
         "dt": 0.02,
         "start": 0.02,
-        "parameters": {"modes": 1, "temperature": [0.1, 1.0], "mach": [0.1, 1.0], "eta": 1e-3},
+        "parameters": {"modes": 1, "temperature": [0.1, 1.0], "mach_number": [0.1, 1.0], "shear_viscosity": 1e-3},
     },
     "compressible_3d": {
         "resolution": (8, 10, 12),
         "frames": 3,
         "dt": 0.02,
-        "parameters": {"modes": 1, "temperature": [0.1, 1.0], "mach": [0.1, 1.0], "eta": 1e-3},
+        "parameters": {"modes": 1, "temperature": [0.1, 1.0], "mach_number": [0.1, 1.0], "shear_viscosity": 1e-3},
     },
     "cylinder_2d": {
         "resolution": (16, 12),

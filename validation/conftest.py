@@ -22,6 +22,7 @@ class Run:
 
     def __call__(self, initial: Tensor, time: float, **parameters: float) -> Tensor:
         """The stored channels (C, *grid) at `time`, from the state (S, *grid) at 0."""
+        assert set(parameters) <= set(self.solver.parameter_names), "no such parameter"
         columns = {
             name: torch.tensor([value], dtype=torch.float64)
             for name in self.solver.parameter_names

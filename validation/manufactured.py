@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data_pipeline.solvers.etd import ETDRK4
+from data_pipeline.solvers.numerics.etd import ETDRK4
 from data_pipeline.solvers.semilinear import SemilinearSolver
 
 

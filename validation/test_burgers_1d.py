@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy.io import loadmat
 
-from data_pipeline.solvers.waves import Gaussian
+from data_pipeline.solvers.numerics.waves import Gaussian
 
 FAMILY = "burgers_1d"
 DATA = Path(__file__).parents[2] / "shared" / "data"

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.interpolate import CubicSpline
 
-from data_pipeline.solvers.staggered import Box, Numerics, Projection, StaggeredFlow
+from data_pipeline.solvers.numerics.staggered import Box, Numerics, Projection, StaggeredFlow
 
 FAMILY = "cavity_2d"
 # Velocities on the centre lines at Reynolds number 100: Ghia, Ghia and Shin, J. Comput. Phys. 48 (1982), Tables I, II.

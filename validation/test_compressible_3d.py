@@ -7,11 +7,11 @@ import pytest
 import torch
 from exact_riemann import riemann
 
-from data_pipeline.solvers.gas import Gas, euler_step, to_conserved
+from data_pipeline.solvers.numerics.gas import Gas, euler_step, to_conserved
 
 FAMILY = "compressible_3d"
-EULER = {"eta": 0.0, "zeta": 0.0}
-DRAWN = {"density": 1.0, "temperature": 1.0, "mach": 1.0, "gamma": 5 / 3}
+EULER = {"shear_viscosity": 0.0, "bulk_viscosity": 0.0}
+DRAWN = {"density": 1.0, "temperature": 1.0, "mach_number": 1.0, "gamma": 5 / 3}
 
 
 @pytest.mark.parametrize("along", [0, 1, 2])
@@ -76,7 +76,9 @@ def test_oblique_waves_decay_at_their_own_rates(run, figure, kind, eta, zeta):
     size = small / math.hypot(*direction)
     start = torch.stack([0 * x + 1, *(size * d * wave for d in direction), 0 * x + 0.6])
     squared, time = 12 * math.pi**2, 0.1
-    found = float((gas(start, time, eta=eta, zeta=zeta)[3] * wave).mean() * 2 / (size * direction[2]))
+    found = float(
+        (gas(start, time, shear_viscosity=eta, bulk_viscosity=zeta)[3] * wave).mean() * 2 / (size * direction[2])
+    )
     exact = math.exp(-eta * squared * time)
     if kind == "sound":
         decay = (4 / 3 * eta + zeta) * squared / 2
@@ -92,7 +94,8 @@ def test_mass_momenta_and_energy_are_conserved(run, figure):
     start = gas.solver.draw_state(np.random.default_rng(4), DRAWN)
     gamma = torch.tensor(5 / 3, dtype=torch.float64)
     before, after = (
-        to_conserved(state[None], gamma)[0].sum((1, 2, 3)) for state in (start, gas(start, 1.0, eta=0.01, zeta=0.01))
+        to_conserved(state[None], gamma)[0].sum((1, 2, 3))
+        for state in (start, gas(start, 1.0, shear_viscosity=0.01, bulk_viscosity=0.01))
     )
     change = float(((after - before).abs() / before[[0, 4, 4, 4, 4]]).max())
     figure("relative change of mass, momenta, energy in 1 unit, eta 0.01", change)
@@ -103,7 +106,7 @@ def test_mass_momenta_and_energy_are_conserved(run, figure):
 def test_the_mean_speed_of_a_start_is_mach_times_the_speed_of_sound(run, initial):
     gas = run(FAMILY, (32, 32, 32), {"initial": initial, "windowed": 0.0})
     for seed in range(3):
-        drawn = {"density": 2.0, "temperature": 3.0, "mach": 0.5, "gamma": 1.5}
+        drawn = {"density": 2.0, "temperature": 3.0, "mach_number": 0.5, "gamma": 1.5}
         density, *velocity, _ = gas.solver.draw_state(np.random.default_rng(seed), drawn)
         speed = torch.stack(velocity).norm(dim=0)
         assert float(speed.mean()) == pytest.approx(0.5 * math.sqrt(4.5), rel=2e-3)
@@ -124,7 +127,7 @@ def test_a_turbulent_start_converges_under_refinement(run, observed_order, relat
     for refine in (1, 2, 4):
         gas = run(FAMILY, (8, 8, 8), {"refine": refine, "modes": 1, "initial": "turbulence"})
         start = gas.solver.draw_state(np.random.default_rng(0), DRAWN)
-        stored.append(gas(start, 0.2, eta=0.02, zeta=0.02))
+        stored.append(gas(start, 0.2, shear_viscosity=0.02, bulk_viscosity=0.02))
     errors = [relative_l2(fields, stored[-1]) for fields in stored[:-1]]
     # Errors against a solution that has one of its own: order 2 shows as log2(15 / 3) = 2.3.
     assert observed_order("turbulent start, eta 0.02, L2", errors) > 1.7

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from data_pipeline.solvers.staggered import Projection
+from data_pipeline.solvers.numerics.staggered import Projection
 
 FAMILY = "cylinder_2d"
 CHANNEL = {

@@ -10,8 +10,8 @@ from scipy.sparse import coo_array
 from scipy.sparse.linalg import spsolve
 from torch.nn.functional import pad
 
-from data_pipeline.solvers import elliptic
-from data_pipeline.solvers.cosine_field import cosine_field
+from data_pipeline.solvers.numerics import elliptic
+from data_pipeline.solvers.numerics.cosine_field import cosine_field
 
 FAMILY = "darcy_2d"
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "neuralop"

@@ -9,8 +9,8 @@ from manufactured import forced_error
 from scipy.integrate import solve_ivp
 from scipy.linalg import expm
 
-from data_pipeline.solvers.gray_scott import FEED_AND_KILL
-from data_pipeline.solvers.gray_scott_states import fourier_series, steady_state
+from data_pipeline.solvers.families.gray_scott import FEED_AND_KILL
+from data_pipeline.solvers.families.gray_scott_states import fourier_series, steady_state
 
 FAMILY = "gray_scott_2d"
 MAZE = {"feed": 0.029, "kill": 0.057}

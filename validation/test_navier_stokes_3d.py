@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from data_pipeline.solvers.basis import FourierBasis
+from data_pipeline.solvers.numerics.basis import FourierBasis
 
 FAMILY = "navier_stokes_3d"
 

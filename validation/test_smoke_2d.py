@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from data_pipeline.solvers.closed_box import carried, divergence
+from data_pipeline.solvers.numerics.closed_box import carried, divergence
 
 FAMILY = "smoke_2d"
 UNIT = {"length": 1.0, "scale": 1.0}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from data_pipeline.solvers import acoustics
+from data_pipeline.solvers.numerics import acoustics
 
 FAMILY = "wave_2d"
 WALLS = {"boundary": "wall", "rate": True}

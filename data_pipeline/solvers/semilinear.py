@@ -11,8 +11,8 @@ from torch import Tensor
 
 from data_pipeline.base.errors import ConfigError
 from data_pipeline.solvers.base import Parameters, Solver
-from data_pipeline.solvers.basis import Basis
-from data_pipeline.solvers.etd import ETDRK4
+from data_pipeline.solvers.numerics.basis import Basis
+from data_pipeline.solvers.numerics.etd import ETDRK4
 
 Step = Annotated[float, Field(gt=0)]
 """Largest internal time step; the step used divides the time between two frames."""

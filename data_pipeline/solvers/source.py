@@ -11,7 +11,7 @@ from data_pipeline.base.config import build
 from data_pipeline.base.errors import ConfigError, DataError, nearest
 from data_pipeline.config import GenerateConfig
 from data_pipeline.solvers.base import Solver
-from data_pipeline.solvers.memory import keep_freed_memory
+from data_pipeline.solvers.numerics.memory import keep_freed_memory
 from data_pipeline.solvers.randomness import generator
 from data_pipeline.solvers.registry import find_family
 from data_pipeline.trajectory import DatasetInfo, FloatArray, Trajectory, grid

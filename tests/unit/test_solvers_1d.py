@@ -10,10 +10,10 @@ import torch
 from data_pipeline.base.config import load
 from data_pipeline.base.errors import ConfigError, DataError
 from data_pipeline.config import DatasetConfig, GenerateConfig
-from data_pipeline.solvers.etd import ETDRK4
+from data_pipeline.solvers.numerics.etd import ETDRK4
+from data_pipeline.solvers.numerics.tridiagonal import solve_tridiagonal
+from data_pipeline.solvers.numerics.waves import Gaussian, Modes, Sines, WindowedSines, draw_turning_waves
 from data_pipeline.solvers.source import SolverSource
-from data_pipeline.solvers.tridiagonal import solve_tridiagonal
-from data_pipeline.solvers.waves import Gaussian, Modes, Sines, WindowedSines, draw_turning_waves
 from tests.solver_cases import CASES
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "data"

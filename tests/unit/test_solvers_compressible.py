@@ -9,14 +9,21 @@ import torch
 from data_pipeline.base.config import build, load
 from data_pipeline.base.errors import ConfigError, DataError
 from data_pipeline.config import DatasetConfig, GenerateConfig
-from data_pipeline.solvers import compressible
-from data_pipeline.solvers.gas import Gas, euler_step, is_sound, to_conserved, to_primitive, wave_rate
+from data_pipeline.solvers.families import compressible
+from data_pipeline.solvers.numerics.gas import Gas, euler_step, is_sound, to_conserved, to_primitive, wave_rate
+from data_pipeline.solvers.numerics.sine_modes import at_cells, draw_modes, oblique_modes, solenoidal
 from data_pipeline.solvers.registry import find_family
-from data_pipeline.solvers.sine_modes import at_cells, draw_modes, oblique_modes, solenoidal
 from data_pipeline.solvers.source import SolverSource
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "data"
-DRAWN = {"density": 1.5, "temperature": 0.8, "mach": 1.0, "gamma": 5 / 3, "eta": 0.0, "zeta": 0.0}
+DRAWN = {
+    "density": 1.5,
+    "temperature": 0.8,
+    "mach_number": 1.0,
+    "gamma": 5 / 3,
+    "shear_viscosity": 0.0,
+    "bulk_viscosity": 0.0,
+}
 
 
 def solver(family, grid, **parameters):
@@ -38,9 +45,9 @@ def source(axes, resolution, **parameters):
 @pytest.mark.parametrize(
     ("axes", "resolution", "parameters", "words"),
     [
-        (2, (64, 64), {"eta": -1e-3}, ["eta", ">= 0", "-0.001"]),
-        (2, (64, 64), {"zeta": [-1.0, 1.0]}, ["zeta", ">= 0"]),
-        (2, (64, 64), {"mach": -0.1}, ["mach", ">= 0"]),
+        (2, (64, 64), {"shear_viscosity": -1e-3}, ["shear_viscosity", ">= 0", "-0.001"]),
+        (2, (64, 64), {"bulk_viscosity": [-1.0, 1.0]}, ["bulk_viscosity", ">= 0"]),
+        (2, (64, 64), {"mach_number": -0.1}, ["mach_number", ">= 0"]),
         (2, (64, 64), {"density": 0.0}, ["density", "> 0"]),
         (2, (64, 64), {"temperature": [-1, 1]}, ["temperature", "> 0"]),
         (2, (64, 64), {"gamma": 1.0}, ["gamma", "> 1"]),
@@ -56,9 +63,14 @@ def source(axes, resolution, **parameters):
         (3, (32, 32), {}, ["resolution", "3 numbers", "x, y, z"]),
         (1, (32,), {}, ["resolution", "found: 32", "at least 64 cells", "8 for each of 8 waves"]),
         (1, (32,), {"initial": "shock"}, ["resolution", "at least 64 cells", "shock tube"]),
-        (2, (512, 512), {"eta": 10.0}, ["parameters.eta", "steps for one frame", "at most 100000", "shorter dt"]),
-        (2, (512, 512), {"mach": 1e4}, ["mach", "steps for one frame", "at most 100000"]),
-        (1, (1024,), {"density": 1e-9, "zeta": 1e-3}, ["density", "steps for one frame"]),
+        (
+            2,
+            (512, 512),
+            {"shear_viscosity": 10.0},
+            ["parameters.shear_viscosity", "steps for one frame", "at most 100000", "shorter dt"],
+        ),
+        (2, (512, 512), {"mach_number": 1e4}, ["mach_number", "steps for one frame", "at most 100000"]),
+        (1, (1024,), {"density": 1e-9, "bulk_viscosity": 1e-3}, ["density", "steps for one frame"]),
     ],
 )
 def test_bad_input_is_refused_before_any_work(axes, resolution, parameters, words):
@@ -86,23 +98,28 @@ def test_refining_lifts_a_grid_that_is_too_coarse():
 @pytest.mark.parametrize(
     ("axes", "settings"),
     [
-        (1, {"resolution": (1024,), "dt": 0.01, "eta": 0.1}),
-        (2, {"resolution": (128, 128), "dt": 0.05, "eta": 0.1}),
-        (2, {"resolution": (512, 512), "dt": 0.05, "eta": 1e-8}),
-        (3, {"resolution": (128, 128, 128), "dt": 0.05, "eta": 1e-8}),
+        (1, {"resolution": (1024,), "dt": 0.01, "shear_viscosity": 0.1}),
+        (2, {"resolution": (128, 128), "dt": 0.05, "shear_viscosity": 0.1}),
+        (2, {"resolution": (512, 512), "dt": 0.05, "shear_viscosity": 1e-8}),
+        (3, {"resolution": (128, 128, 128), "dt": 0.05, "shear_viscosity": 1e-8}),
     ],
 )
 def test_the_published_settings_are_not_refused(axes, settings):
-    checked = solver(f"compressible_{axes}d", settings["resolution"], eta=settings["eta"], zeta=settings["eta"])
+    checked = solver(
+        f"compressible_{axes}d",
+        settings["resolution"],
+        shear_viscosity=settings["shear_viscosity"],
+        bulk_viscosity=settings["shear_viscosity"],
+    )
     checked.check(0.0, settings["dt"], 21)
 
 
 def test_the_estimate_of_the_steps_is_above_what_a_sample_needs(monkeypatch):
-    made = solver("compressible_2d", (32, 32), eta=0.05, zeta=0.05, density=1.0, temperature=1.0)
+    made = solver("compressible_2d", (32, 32), shear_viscosity=0.05, bulk_viscosity=0.05, density=1.0, temperature=1.0)
     taken = []
     monkeypatch.setattr(compressible, "wave_rate", lambda *args: taken.append(1) or wave_rate(*args))
     state = made.draw_state(np.random.default_rng(0), DRAWN)
-    evolution = made.begin(state[None], columns(1, eta=0.05, zeta=0.05))
+    evolution = made.begin(state[None], columns(1, shear_viscosity=0.05, bulk_viscosity=0.05))
     evolution.advance(0.05)
     assert 0.1 * made.most_steps(0.05) < len(taken) < made.most_steps(0.05)
 
@@ -124,7 +141,7 @@ def test_density_and_pressure_stay_positive_from_hard_starts(axes, n, dtype, vis
     made = solver(f"compressible_{axes}d", (n,) * axes, courant=0.5)
     for seed in range(2):
         state = rough(axes, n, dtype, seed)
-        evolution = made.begin(state, columns(2, eta=viscosity, zeta=viscosity))
+        evolution = made.begin(state, columns(2, shear_viscosity=viscosity, bulk_viscosity=viscosity))
         mass = evolution.state[:, 0].double().flatten(1).sum(1)
         for _ in range(5):
             step = made.parameters.courant / wave_rate(evolution.state, evolution.gas, made.spacing)
@@ -138,7 +155,7 @@ def test_density_and_pressure_stay_positive_from_hard_starts(axes, n, dtype, vis
 
 
 def test_a_jet_at_mach_ten_stays_positive():
-    made = solver("compressible_2d", (32, 16), boundary="open", eta=0.0, zeta=0.0)
+    made = solver("compressible_2d", (32, 16), boundary="open", shear_viscosity=0.0, bulk_viscosity=0.0)
     x, y = made.coordinates()
     beam = ((y - 0.5).abs() < 0.15) & (x < 0.3)
     state = torch.stack([torch.where(beam, 0.1, 1.0), torch.where(beam, 40.0, 0.0), 0 * x, torch.ones_like(x)])
@@ -188,7 +205,7 @@ def test_a_negative_density_or_pressure_is_a_fault():
 
 def test_a_lost_trajectory_is_named(monkeypatch):
     monkeypatch.setattr(compressible, "LARGEST_STEPS", 100_000)
-    made = source(1, (64,), eta=0.0)
+    made = source(1, (64,), shear_viscosity=0.0)
     monkeypatch.setattr(compressible, "LARGEST_STEPS", 2)
     with pytest.raises(DataError, match="compressible_1d"):
         list(made.read("train", 0, 1))
@@ -254,8 +271,8 @@ def test_compiled_steps_give_the_same_numbers(dtype):
     with torch.inference_mode():
         found = []
         for compiled in (False, True):
-            made = solver("compressible_2d", (32, 32), eta=1e-3)
+            made = solver("compressible_2d", (32, 32), shear_viscosity=1e-3)
             made.compile = compiled
             state = made.draw_state(np.random.default_rng(0), DRAWN)[None].to(dtype)
-            found.append(made.solve(state, columns(1, eta=1e-3), start=0.0, dt=0.05, frames=2))
+            found.append(made.solve(state, columns(1, shear_viscosity=1e-3), start=0.0, dt=0.05, frames=2))
     torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-5)

@@ -7,8 +7,8 @@ import torch
 from data_pipeline.base.config import load
 from data_pipeline.base.errors import ConfigError
 from data_pipeline.config import DatasetConfig
-from data_pipeline.solvers.basis import FourierBasis
 from data_pipeline.solvers.families.navier_stokes_3d import NavierStokes3D, NavierStokes3DParameters
+from data_pipeline.solvers.numerics.basis import FourierBasis
 from data_pipeline.solvers.source import SolverSource
 from tests.unit.test_solvers_source import CONFIGS, source
 

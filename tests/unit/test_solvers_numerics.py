@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from data_pipeline.solvers.basis import CosineBasis, FourierBasis
-from data_pipeline.solvers.etd import ETDRK4
-from data_pipeline.solvers.finite_volume import face_states, monotonized_central
-from data_pipeline.solvers.random_field import gaussian_field, vorticity_amplitude
+from data_pipeline.solvers.numerics.basis import CosineBasis, FourierBasis
+from data_pipeline.solvers.numerics.etd import ETDRK4
+from data_pipeline.solvers.numerics.finite_volume import face_states, monotonized_central
+from data_pipeline.solvers.numerics.random_field import gaussian_field, vorticity_amplitude
 from data_pipeline.solvers.randomness import generator
 from data_pipeline.solvers.semilinear import substeps
 

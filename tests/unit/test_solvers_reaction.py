@@ -6,7 +6,7 @@ import torch
 
 from data_pipeline.base.errors import ConfigError
 from data_pipeline.config import GenerateConfig
-from data_pipeline.solvers.gray_scott import FEED_AND_KILL
+from data_pipeline.solvers.families.gray_scott import FEED_AND_KILL
 from data_pipeline.solvers.source import SolverSource
 from tests.solver_cases import CASES
 

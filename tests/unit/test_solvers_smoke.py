@@ -9,10 +9,10 @@ import torch
 from data_pipeline.base.config import load
 from data_pipeline.base.errors import ConfigError, DataError
 from data_pipeline.config import DatasetConfig
-from data_pipeline.solvers.characteristics import carried_cubic, extended
-from data_pipeline.solvers.closed_box import Projection, carried, centred, divergence, onto_faces
 from data_pipeline.solvers.families.smoke_2d import Smoke2D, Smoke2DParameters
-from data_pipeline.solvers.smoke_steps import SmokeSteps
+from data_pipeline.solvers.numerics.characteristics import carried_cubic, extended
+from data_pipeline.solvers.numerics.closed_box import Projection, carried, centred, divergence, onto_faces
+from data_pipeline.solvers.numerics.smoke_steps import SmokeSteps
 from data_pipeline.solvers.source import SolverSource
 from tests.unit.test_solvers_source import CONFIGS, source
 

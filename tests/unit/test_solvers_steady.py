@@ -9,9 +9,9 @@ import torch
 from data_pipeline.base.config import load
 from data_pipeline.base.errors import ConfigError, DataError
 from data_pipeline.config import DatasetConfig, GenerateConfig
-from data_pipeline.solvers import elliptic
-from data_pipeline.solvers.cosine_field import cosine_field
-from data_pipeline.solvers.sine import sine_transform
+from data_pipeline.solvers.numerics import elliptic
+from data_pipeline.solvers.numerics.cosine_field import cosine_field
+from data_pipeline.solvers.numerics.sine import sine_transform
 from data_pipeline.solvers.source import SolverSource
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "data"

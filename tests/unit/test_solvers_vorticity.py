@@ -10,10 +10,10 @@ import torch
 from data_pipeline.base.config import load
 from data_pipeline.base.errors import ConfigError
 from data_pipeline.config import DatasetConfig, GenerateConfig
-from data_pipeline.solvers.basis import FourierBasis
-from data_pipeline.solvers.etd import ETDRK4
+from data_pipeline.solvers.families.vorticity import Advection
+from data_pipeline.solvers.numerics.basis import FourierBasis
+from data_pipeline.solvers.numerics.etd import ETDRK4
 from data_pipeline.solvers.source import SolverSource
-from data_pipeline.solvers.vorticity import Advection
 from tests.solver_cases import CASES
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "data"

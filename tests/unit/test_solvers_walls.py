@@ -9,7 +9,7 @@ import torch
 from data_pipeline.base.config import load
 from data_pipeline.base.errors import ConfigError, DataError
 from data_pipeline.config import DatasetConfig, GenerateConfig
-from data_pipeline.solvers.immersed import most_markers
+from data_pipeline.solvers.numerics.immersed import most_markers
 from data_pipeline.solvers.registry import FAMILIES
 from data_pipeline.solvers.source import SolverSource
 from tests.solver_cases import CASES
@@ -130,7 +130,7 @@ def test_a_flow_of_time_zero_changes_nothing():
 
 
 def test_a_flow_that_blew_up_ends_as_nan_and_is_named(monkeypatch):
-    monkeypatch.setattr("data_pipeline.solvers.staggered.MAX_STEPS", 2)
+    monkeypatch.setattr("data_pipeline.solvers.numerics.staggered.MAX_STEPS", 2)
     with pytest.raises(DataError, match="blew up"):
         list(source("cavity_2d").read("train", 0, 1))
     monkeypatch.undo()

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from data_pipeline.base.errors import ConfigError
 from data_pipeline.solvers.base import Parameters, PositiveRange, Range, Solver
-from data_pipeline.solvers.waves import WindowedSines
+from data_pipeline.solvers.numerics.waves import WindowedSines
 
 
 class Advection1DParameters(Parameters):

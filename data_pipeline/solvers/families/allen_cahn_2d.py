@@ -10,10 +10,10 @@ from torch import Tensor
 
 from data_pipeline.base.errors import ConfigError
 from data_pipeline.solvers.base import PositiveRange, Range, draw_uniform
-from data_pipeline.solvers.basis import FourierBasis
-from data_pipeline.solvers.counts import Counts, draw_count
-from data_pipeline.solvers.etd import REAL_STABILITY
-from data_pipeline.solvers.fronts import check_front
+from data_pipeline.solvers.numerics.basis import FourierBasis
+from data_pipeline.solvers.numerics.counts import Counts, draw_count
+from data_pipeline.solvers.numerics.etd import REAL_STABILITY
+from data_pipeline.solvers.numerics.fronts import check_front
 from data_pipeline.solvers.semilinear import SemilinearParameters, SemilinearProblem, SemilinearSolver, Step
 
 _POINTS_A_FRONT = 0.8

@@ -6,9 +6,9 @@ from typing import ClassVar
 from torch import Tensor
 
 from data_pipeline.solvers.base import PositiveRange
+from data_pipeline.solvers.families.transport_1d import Transport1D, Transport1DParameters
+from data_pipeline.solvers.numerics.waves import AnyInitial, Gaussian
 from data_pipeline.solvers.semilinear import Step
-from data_pipeline.solvers.transport_1d import Transport1D, Transport1DParameters
-from data_pipeline.solvers.waves import AnyInitial, Gaussian
 
 
 class Burgers1DParameters(Transport1DParameters):

@@ -11,9 +11,9 @@ from torch.nn.functional import pad
 
 from data_pipeline.base.errors import ConfigError
 from data_pipeline.solvers.base import Parameters, PositiveRange, Range, Solver
-from data_pipeline.solvers.finite_volume import face_states
-from data_pipeline.solvers.transport_1d import NonNegativeRange
-from data_pipeline.solvers.waves import AnyInitial, Sines, draw_turning_waves
+from data_pipeline.solvers.families.transport_1d import NonNegativeRange
+from data_pipeline.solvers.numerics.finite_volume import face_states
+from data_pipeline.solvers.numerics.waves import AnyInitial, Sines, draw_turning_waves
 
 _STEPS_A_FRAME = 100_000
 """A solution that needs more steps for one frame has blown up."""

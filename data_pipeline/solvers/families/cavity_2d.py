@@ -6,8 +6,8 @@ from typing import ClassVar
 from torch import Tensor
 
 from data_pipeline.solvers.base import PositiveRange
-from data_pipeline.solvers.staggered import Box
-from data_pipeline.solvers.wall_flow import WallFlow, WallFlowParameters, extent_of
+from data_pipeline.solvers.families.wall_flow import WallFlow, WallFlowParameters, extent_of
+from data_pipeline.solvers.numerics.staggered import Box
 
 
 class Cavity2DParameters(WallFlowParameters):

@@ -10,8 +10,8 @@ from pydantic import Field
 from torch import Tensor
 
 from data_pipeline.solvers.base import draw_uniform
-from data_pipeline.solvers.compressible import CompressibleParameters, CompressibleSolver
-from data_pipeline.solvers.gas import to_conserved, to_primitive
+from data_pipeline.solvers.families.compressible import CompressibleParameters, CompressibleSolver
+from data_pipeline.solvers.numerics.gas import to_conserved, to_primitive
 
 _CELLS_A_WAVE = 8
 _CELLS_A_TUBE = 64
@@ -40,7 +40,7 @@ class Compressible1D(CompressibleSolver[Compressible1DParameters]):
 
     The stress is S = (4/3 eta + zeta) v_x. `random`: each field is a sum of two sines, as in PDEBench's other
     one-dimensional sets. `shock`: a Riemann problem, its jump in the middle half of the box, velocities within
-    `mach` times the speed of sound on each side.
+    `mach_number` times the speed of sound on each side.
     """
 
     family: ClassVar[str] = "compressible_1d"
@@ -71,7 +71,7 @@ class Compressible1D(CompressibleSolver[Compressible1DParameters]):
             inside = (torch.tanh((x - low) / _WINDOW_WIDTH) - torch.tanh((x - high) / _WINDOW_WIDTH)) / 2
         dense, fast, pressed = (wave.at(x, rectify) * inside for wave in waves)
         largest = [wave.at(lattice, rectify).abs().max() for wave in waves]
-        speed = parameters["mach"] * math.sqrt(parameters["gamma"] * parameters["temperature"])
+        speed = parameters["mach_number"] * math.sqrt(parameters["gamma"] * parameters["temperature"])
         return torch.stack(
             [
                 parameters["density"] * (1 + contrast[0] * dense / largest[0]),
@@ -92,7 +92,7 @@ class Compressible1D(CompressibleSolver[Compressible1DParameters]):
             density, temperature = draw_uniform(rng, p.density), draw_uniform(rng, p.temperature)
             if side == 0:
                 density, temperature = parameters["density"], parameters["temperature"]
-            velocity = rng.uniform(-1, 1) * parameters["mach"] * math.sqrt(parameters["gamma"] * temperature)
+            velocity = rng.uniform(-1, 1) * parameters["mach_number"] * math.sqrt(parameters["gamma"] * temperature)
             primitive = torch.tensor([density, velocity, density * temperature], dtype=torch.float64)
             states.append(to_conserved(primitive.reshape(1, 3, 1), gamma))
         left = (0.5 + (jump - x) / self.spacing[0]).clamp(0, 1)

@@ -2,7 +2,7 @@
 
 from typing import ClassVar
 
-from data_pipeline.solvers.compressible_box import CompressibleBoxParameters, CompressibleBoxSolver
+from data_pipeline.solvers.families.compressible_box import CompressibleBoxParameters, CompressibleBoxSolver
 
 
 class Compressible2DParameters(CompressibleBoxParameters):

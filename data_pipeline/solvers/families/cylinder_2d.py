@@ -9,9 +9,9 @@ from torch import Tensor
 
 from data_pipeline.base.errors import ConfigError
 from data_pipeline.solvers.base import Evolution, PositiveRange, Range
-from data_pipeline.solvers.immersed import ImmersedProjection, Markers, most_markers
-from data_pipeline.solvers.staggered import Box, Projection, StaggeredFlow
-from data_pipeline.solvers.wall_flow import WallFlow, WallFlowParameters, extent_of, inlet
+from data_pipeline.solvers.families.wall_flow import WallFlow, WallFlowParameters, extent_of, inlet
+from data_pipeline.solvers.numerics.immersed import ImmersedProjection, Markers, most_markers
+from data_pipeline.solvers.numerics.staggered import Box, Projection, StaggeredFlow
 
 _CELLS = 8.0
 """Cells across the cylinder: below, its markers are too few to be round."""

@@ -9,10 +9,10 @@ from pydantic import Field
 from torch import Tensor
 
 from data_pipeline.base.errors import ConfigError
-from data_pipeline.solvers import elliptic
 from data_pipeline.solvers.base import Parameters, Range, Solver
-from data_pipeline.solvers.cosine_field import cosine_field
-from data_pipeline.solvers.steady import Steady, check_correlation
+from data_pipeline.solvers.families.steady import Steady, check_correlation
+from data_pipeline.solvers.numerics import elliptic
+from data_pipeline.solvers.numerics.cosine_field import cosine_field
 
 Positive = Annotated[float, Field(gt=0)]
 _LARGEST_CONTRAST = 1000.0

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from data_pipeline.base.errors import ConfigError
 from data_pipeline.solvers.base import PositiveRange
-from data_pipeline.solvers.basis import FourierBasis
-from data_pipeline.solvers.random_field import gaussian_field, modes_by_shell, vorticity_amplitude
+from data_pipeline.solvers.families.vorticity import VorticitySolver
+from data_pipeline.solvers.numerics.basis import FourierBasis
+from data_pipeline.solvers.numerics.random_field import gaussian_field, modes_by_shell, vorticity_amplitude
 from data_pipeline.solvers.semilinear import SemilinearParameters, SemilinearProblem, Step
-from data_pipeline.solvers.vorticity import VorticitySolver
 
 _LARGEST_OVER_RMS = 4.6
 """Largest |u| + |v| of an initial field over the root mean square of |u|: up to 3.2 (`gaussian`) and 4.5

@@ -9,9 +9,9 @@ from numpy.random import Generator
 from torch import Tensor
 
 from data_pipeline.solvers.base import PositiveRange, Range
-from data_pipeline.solvers.basis import CosineBasis
-from data_pipeline.solvers.etd import REAL_STABILITY
-from data_pipeline.solvers.fronts import check_front
+from data_pipeline.solvers.numerics.basis import CosineBasis
+from data_pipeline.solvers.numerics.etd import REAL_STABILITY
+from data_pipeline.solvers.numerics.fronts import check_front
 from data_pipeline.solvers.semilinear import SemilinearParameters, SemilinearProblem, SemilinearSolver, Step
 
 _LARGEST_INITIAL = 5.0

@@ -13,9 +13,9 @@ from torch.nn.functional import pad
 
 from data_pipeline.base.errors import ConfigError
 from data_pipeline.solvers.base import Parameters, PositiveRange, Solver
+from data_pipeline.solvers.families.transport_1d import NonNegativeRange, corners
+from data_pipeline.solvers.numerics.tridiagonal import solve_tridiagonal
 from data_pipeline.solvers.semilinear import Step, substeps
-from data_pipeline.solvers.transport_1d import NonNegativeRange, corners
-from data_pipeline.solvers.tridiagonal import solve_tridiagonal
 from data_pipeline.trajectory import FloatArray
 
 _GAMMA = 1 - 1 / math.sqrt(2)

@@ -2,7 +2,7 @@
 
 from typing import ClassVar
 
-from data_pipeline.solvers.gray_scott import GrayScott
+from data_pipeline.solvers.families.gray_scott import GrayScott
 
 
 class GrayScott2D(GrayScott):

@@ -7,9 +7,9 @@ from typing import ClassVar
 from torch import Tensor
 
 from data_pipeline.solvers.base import PositiveRange
+from data_pipeline.solvers.families.transport_1d import NonNegativeRange, Transport1D, Transport1DParameters
+from data_pipeline.solvers.numerics.waves import AnyInitial, Sines
 from data_pipeline.solvers.semilinear import Step
-from data_pipeline.solvers.transport_1d import NonNegativeRange, Transport1D, Transport1DParameters
-from data_pipeline.solvers.waves import AnyInitial, Sines
 
 
 class KdV1DParameters(Transport1DParameters):

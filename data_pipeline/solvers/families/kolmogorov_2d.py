@@ -12,9 +12,9 @@ from torch import Tensor
 
 from data_pipeline.base.errors import ConfigError
 from data_pipeline.solvers.base import PositiveRange, Range
-from data_pipeline.solvers.random_field import gaussian_field, vorticity_amplitude
+from data_pipeline.solvers.families.vorticity import NonNegativeRange, VorticitySolver
+from data_pipeline.solvers.numerics.random_field import gaussian_field, vorticity_amplitude
 from data_pipeline.solvers.semilinear import SemilinearParameters, SemilinearProblem, Step
-from data_pipeline.solvers.vorticity import NonNegativeRange, VorticitySolver
 
 _LENGTH = 2 * math.pi
 

@@ -9,9 +9,9 @@ from numpy.random import Generator
 from torch import Tensor
 
 from data_pipeline.solvers.base import PositiveRange, Range
-from data_pipeline.solvers.random_field import gaussian_field, vorticity_amplitude
+from data_pipeline.solvers.families.vorticity import VorticitySolver
+from data_pipeline.solvers.numerics.random_field import gaussian_field, vorticity_amplitude
 from data_pipeline.solvers.semilinear import SemilinearParameters, SemilinearProblem, Step
-from data_pipeline.solvers.vorticity import VorticitySolver
 
 _INITIAL_SPEED = 0.15
 """Largest |u| + |v| of a hundred initial fields; the standard deviation of u is 0.024."""

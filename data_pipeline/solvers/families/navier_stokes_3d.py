@@ -11,9 +11,9 @@ from torch import Tensor
 
 from data_pipeline.base.errors import ConfigError
 from data_pipeline.solvers.base import PositiveRange
-from data_pipeline.solvers.basis import FourierBasis
-from data_pipeline.solvers.etd import IMAGINARY_STABILITY
-from data_pipeline.solvers.random_field import gaussian_field
+from data_pipeline.solvers.numerics.basis import FourierBasis
+from data_pipeline.solvers.numerics.etd import IMAGINARY_STABILITY
+from data_pipeline.solvers.numerics.random_field import gaussian_field
 from data_pipeline.solvers.semilinear import SemilinearParameters, SemilinearProblem, SemilinearSolver, Step
 
 _LARGEST = 6.0

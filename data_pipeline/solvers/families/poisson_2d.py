@@ -11,9 +11,9 @@ from torch import Tensor
 
 from data_pipeline.base.errors import ConfigError
 from data_pipeline.solvers.base import Parameters, PositiveRange, Range, Solver
-from data_pipeline.solvers.cosine_field import cosine_field
-from data_pipeline.solvers.sine import second_difference_values, sine_transform
-from data_pipeline.solvers.steady import Steady, check_correlation
+from data_pipeline.solvers.families.steady import Steady, check_correlation
+from data_pipeline.solvers.numerics.cosine_field import cosine_field
+from data_pipeline.solvers.numerics.sine import second_difference_values, sine_transform
 
 
 class Poisson2DParameters(Parameters):

@@ -11,7 +11,7 @@ from torch.nn.functional import pad
 
 from data_pipeline.base.errors import ConfigError
 from data_pipeline.solvers.base import Parameters, PositiveRange, Range, Solver
-from data_pipeline.solvers.finite_volume import face_states
+from data_pipeline.solvers.numerics.finite_volume import face_states
 from data_pipeline.trajectory import FloatArray
 
 _STEPS_A_FRAME = 10_000

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from data_pipeline.base.errors import ConfigError
 from data_pipeline.solvers.base import Parameters, PositiveRange, Solver
-from data_pipeline.solvers.closed_box import Projection, centred
-from data_pipeline.solvers.random_field import modes_by_shell
+from data_pipeline.solvers.numerics.closed_box import Projection, centred
+from data_pipeline.solvers.numerics.random_field import modes_by_shell
+from data_pipeline.solvers.numerics.smoke_steps import SmokeSteps
 from data_pipeline.solvers.semilinear import Step, substeps
-from data_pipeline.solvers.smoke_steps import SmokeSteps
 
 _LARGEST_MODE = 16
 """Waves along each side of the box up to which the initial smoke is drawn."""

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from data_pipeline.solvers.base import PositiveRange
-from data_pipeline.solvers.staggered import Box
-from data_pipeline.solvers.wall_flow import WallFlow, WallFlowParameters, extent_of, inlet
+from data_pipeline.solvers.families.wall_flow import WallFlow, WallFlowParameters, extent_of, inlet
+from data_pipeline.solvers.numerics.staggered import Box
 
 
 class Tube2DParameters(WallFlowParameters):

@@ -10,8 +10,8 @@ from pydantic import AfterValidator, Field
 from torch import Tensor
 
 from data_pipeline.base.errors import ConfigError
-from data_pipeline.solvers.acoustics import LARGEST_COURANT, AcousticEvolution, add_rates, longest_step
 from data_pipeline.solvers.base import Parameters, PositiveRange, Solver
+from data_pipeline.solvers.numerics.acoustics import LARGEST_COURANT, AcousticEvolution, add_rates, longest_step
 
 _MARGIN = 4.0
 """Distance of a pulse's centre from the sides, in its widths: a pulse is 0.03 % of its height there."""

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from data_pipeline.base.errors import ConfigError
 from data_pipeline.solvers.base import PositiveRange, Range, Solver
-from data_pipeline.solvers.basis import FourierBasis
-from data_pipeline.solvers.etd import ETDRK4, IMAGINARY_STABILITY
+from data_pipeline.solvers.numerics.basis import FourierBasis
+from data_pipeline.solvers.numerics.etd import ETDRK4, IMAGINARY_STABILITY
+from data_pipeline.solvers.numerics.waves import AnyInitial
 from data_pipeline.solvers.semilinear import SemilinearParameters, SemilinearProblem, SemilinearSolver
-from data_pipeline.solvers.waves import AnyInitial
 
 _GROWTH = 1e-3
 """What an amplitude may grow by in one step beyond the equation's own growth. Where L is imaginary, ETDRK4 grows a

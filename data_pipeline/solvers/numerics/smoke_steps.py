@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from data_pipeline.solvers.characteristics import Wall, carried_cubic, extended
-from data_pipeline.solvers.closed_box import Projection, carried, centred, diffused, onto_faces
+from data_pipeline.solvers.numerics.characteristics import Wall, carried_cubic, extended
+from data_pipeline.solvers.numerics.closed_box import Projection, carried, centred, diffused, onto_faces
 
 State = tuple[Tensor, Tensor, Tensor]
 """Smoke, u and v on the lattices of `closed_box.py`."""

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from data_pipeline.base.errors import ConfigError
 from data_pipeline.solvers.base import Range
-from data_pipeline.solvers.basis import FourierBasis
-from data_pipeline.solvers.etd import IMAGINARY_STABILITY
+from data_pipeline.solvers.numerics.basis import FourierBasis
+from data_pipeline.solvers.numerics.etd import IMAGINARY_STABILITY
 from data_pipeline.solvers.semilinear import SemilinearParameters, SemilinearProblem, SemilinearSolver
 
 _CUTOFF = 0.5

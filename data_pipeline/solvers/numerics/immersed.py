@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from data_pipeline.solvers.staggered import Box, Projection
+from data_pipeline.solvers.numerics.staggered import Box, Projection
 
 SPACING = 1.5
 """Distance of two markers in cells."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from data_pipeline.base.errors import ConfigError
 from data_pipeline.solvers.base import Evolution, Parameters, PositiveRange, Solver
-from data_pipeline.solvers.staggered import (
+from data_pipeline.solvers.numerics.staggered import (
     IMAGINARY_STABILITY,
     MAX_STEPS,
     REAL_STABILITY,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from data_pipeline.solvers.finite_volume import monotonized_central
+from data_pipeline.solvers.numerics.finite_volume import monotonized_central
 
 GHOSTS = 2
 """Ghost cells on each side: what limited linear reconstruction reaches."""

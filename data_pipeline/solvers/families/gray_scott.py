@@ -9,12 +9,12 @@ from numpy.random import Generator
 from pydantic import Field
 from torch import Tensor
 
-from data_pipeline.solvers import gray_scott_states as states
 from data_pipeline.solvers.base import PositiveRange, draw_uniform
-from data_pipeline.solvers.basis import FourierBasis
-from data_pipeline.solvers.counts import Counts
-from data_pipeline.solvers.etd import REAL_STABILITY
-from data_pipeline.solvers.fronts import check_front
+from data_pipeline.solvers.families import gray_scott_states as states
+from data_pipeline.solvers.numerics.basis import FourierBasis
+from data_pipeline.solvers.numerics.counts import Counts
+from data_pipeline.solvers.numerics.etd import REAL_STABILITY
+from data_pipeline.solvers.numerics.fronts import check_front
 from data_pipeline.solvers.semilinear import SemilinearParameters, SemilinearProblem, SemilinearSolver, Step
 
 Regime = Literal["gliders", "bubbles", "maze", "worms", "spirals", "spots", "stripes"]

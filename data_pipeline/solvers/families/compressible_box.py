@@ -10,8 +10,8 @@ from pydantic import Field
 from torch import Tensor
 
 from data_pipeline.solvers.base import draw_uniform
-from data_pipeline.solvers.compressible import CompressibleParameters, CompressibleSolver
-from data_pipeline.solvers.sine_modes import at_cells, draw_modes, oblique_modes, solenoidal
+from data_pipeline.solvers.families.compressible import CompressibleParameters, CompressibleSolver
+from data_pipeline.solvers.numerics.sine_modes import at_cells, draw_modes, oblique_modes, solenoidal
 
 _CELLS_A_WAVE = 8
 """Cells for the shortest wave of the start: its slope is then right to a tenth. PDEBench has 32 (128 / 4)."""
@@ -47,7 +47,7 @@ class CompressibleBoxSolver(CompressibleSolver[ParametersT]):
         and so the same for every grid.
         """
         axes = len(self.axes)
-        speed = parameters["mach"] * math.sqrt(parameters["gamma"] * parameters["temperature"])
+        speed = parameters["mach_number"] * math.sqrt(parameters["gamma"] * parameters["temperature"])
         modes = oblique_modes(axes, self.parameters.modes)
         if self.parameters.initial == "turbulence":
             velocity = solenoidal(draw_modes(rng, modes, axes, power=axes - 1), modes)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from data_pipeline.solvers.basis import FourierBasis
+from data_pipeline.solvers.numerics.basis import FourierBasis
 
 
 class RotatingBasis(FourierBasis):

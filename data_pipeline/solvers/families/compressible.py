@@ -15,7 +15,15 @@ from torch import Tensor
 
 from data_pipeline.base.errors import ConfigError
 from data_pipeline.solvers.base import Parameters, PositiveRange, Range, Solver
-from data_pipeline.solvers.gas import Gas, Padding, euler_step, is_sound, to_conserved, to_primitive, wave_rate
+from data_pipeline.solvers.numerics.gas import (
+    Gas,
+    Padding,
+    euler_step,
+    is_sound,
+    to_conserved,
+    to_primitive,
+    wave_rate,
+)
 from data_pipeline.trajectory import FloatArray
 
 LARGEST_STEPS = 100_000
@@ -61,11 +69,11 @@ class CompressibleParameters(Parameters):
     """On all sides. `open` copies the outermost cells outwards, and lets waves leave."""
     gamma: Annotated[Range, AfterValidator(_above_one)] = (5 / 3, 5 / 3)
     """Ratio of heat capacities."""
-    eta: NotNegativeRange = (1e-8, 1e-8)
+    shear_viscosity: NotNegativeRange = (1e-8, 1e-8)
     """Shear viscosity."""
-    zeta: NotNegativeRange = (1e-8, 1e-8)
+    bulk_viscosity: NotNegativeRange = (1e-8, 1e-8)
     """Bulk viscosity."""
-    mach: NotNegativeRange = (1.0, 1.0)
+    mach_number: NotNegativeRange = (1.0, 1.0)
     """Mean speed of the start over the speed of sound sqrt(gamma temperature)."""
     density: PositiveRange = (0.1, 10.0)
     """Mean density of the start."""
@@ -88,7 +96,14 @@ class CompressibleSolver(Solver[ParametersT]):
 
     scheme: ClassVar[str] = "finite volume, MUSCL (MC limiter), HLLC, explicit viscosity, SSP-RK2"
     placement = "cells"
-    parameter_names: ClassVar[tuple[str, ...]] = ("gamma", "eta", "zeta", "mach", "density", "temperature")
+    parameter_names: ClassVar[tuple[str, ...]] = (
+        "gamma",
+        "shear_viscosity",
+        "bulk_viscosity",
+        "mach_number",
+        "density",
+        "temperature",
+    )
 
     def __init__(self, resolution: tuple[int, ...], parameters: ParametersT) -> None:
         self.boundaries = (parameters.boundary,) * len(self.axes)
@@ -117,7 +132,7 @@ class CompressibleSolver(Solver[ParametersT]):
         if steps > LARGEST_STEPS:
             raise ConfigError(
                 "the explicit step is too short for these parameters",
-                key="parameters.eta, zeta, mach, temperature or density",
+                key="parameters.shear_viscosity, bulk_viscosity, mach_number, temperature or density",
                 found=f"about {steps:.2g} steps for one frame",
                 expected=f"at most {LARGEST_STEPS}",
                 remedy="more frames (a shorter dt), a coarser grid, less viscosity or a denser gas",
@@ -128,16 +143,16 @@ class CompressibleSolver(Solver[ParametersT]):
         p = self.parameters
         thin = 1 - p.contrast[1]
         sound = math.sqrt(p.gamma[1] * p.temperature[1] * (1 + p.contrast[1]) / thin)
-        diffusivity = (4 / 3 * p.eta[1] + p.zeta[1]) / (p.density[0] * thin)
-        rate = sum((1 + _PEAK_SPEED * p.mach[1]) * sound / h + diffusivity / h**2 for h in self.spacing)
+        diffusivity = (4 / 3 * p.shear_viscosity[1] + p.bulk_viscosity[1]) / (p.density[0] * thin)
+        rate = sum((1 + _PEAK_SPEED * p.mach_number[1]) * sound / h + diffusivity / h**2 for h in self.spacing)
         return duration * rate / p.courant
 
     def begin(self, initial: Tensor, parameters: Mapping[str, Tensor]) -> "_Evolution":
         """Start a batch; `initial` holds density, velocities and pressure, (B, 2 + axes, *grid)."""
         ones = (1,) * len(self.axes)
-        names = ("gamma", "eta", "zeta")
+        names = ("gamma", "shear_viscosity", "bulk_viscosity")
         gamma, eta, zeta = (parameters[name].reshape(-1, 1, *ones).to(initial.dtype) for name in names)
-        viscous = self.parameters.eta[1] + self.parameters.zeta[1] > 0
+        viscous = self.parameters.shear_viscosity[1] + self.parameters.bulk_viscosity[1] > 0
         return _Evolution(self, initial, Gas(gamma, eta, zeta, viscous))
 
     def restrict(self, fields: Tensor) -> Tensor:

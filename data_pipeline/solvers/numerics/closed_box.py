@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import grid_sample, pad
 
-from data_pipeline.solvers.basis import CosineBasis
+from data_pipeline.solvers.numerics.basis import CosineBasis
 
 
 def centred(u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ import torch
 from numpy.random import Generator
 from torch import Tensor
 
-from data_pipeline.solvers.counts import draw_count
+from data_pipeline.solvers.numerics.counts import draw_count
 
 _NODES = 32
 """Nodes of a random Fourier series along each axis."""

@@ -1,0 +1,1 @@
+"""Methods and random fields that know no family."""
