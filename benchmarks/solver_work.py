@@ -37,9 +37,9 @@ class Stage:
     copies: int = 1
 
 
-SPECTRAL = Stage("etd:ETDRK4.step", 1)
-WALLS = Stage("staggered:StaggeredFlow.rate", 3)
-GAS = Stage("compressible:_Evolution._stage", 2)
+SPECTRAL = Stage("numerics.etd:ETDRK4.step", 1)
+WALLS = Stage("numerics.staggered:StaggeredFlow.rate", 3)
+GAS = Stage("families.compressible:_Evolution._stage", 2)
 STAGES = {
     "burgers_shocks_1d": Stage("families.burgers_shocks_1d:_rate", 2),
     "cavity_2d": WALLS,
@@ -47,10 +47,10 @@ STAGES = {
     "compressible_2d": GAS,
     "compressible_3d": GAS,
     "cylinder_2d": WALLS,
-    "darcy_2d": Stage("elliptic:Multigrid.__call__", 1, copies=5),
+    "darcy_2d": Stage("numerics.elliptic:Multigrid.__call__", 1, copies=5),
     "diffusion_sorption_1d": Stage("families.diffusion_sorption_1d:_SorptionEvolution._solve", 2),
     "shallow_water_2d": Stage("families.shallow_water_2d:_ShallowWaterEvolution._rate", 2),
-    "smoke_2d": Stage("smoke_steps:SmokeSteps.second_order", 1),
+    "smoke_2d": Stage("numerics.smoke_steps:SmokeSteps.second_order", 1),
     "tube_2d": WALLS,
     "wave_2d": Stage("families.wave_2d:add_rates", 4),
 }

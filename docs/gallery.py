@@ -1,6 +1,6 @@
 """A picture of every family that pdepot solves, from its configuration: `python docs/gallery.py FILE.png`.
 
-Planes show the first channel's last frame, lines all frames (time runs upwards), boxes the middle slice of the last.
+Planes show the first channel's middle frame, lines all frames (time runs upwards), boxes a slice through the middle.
 """
 
 import sys
@@ -40,8 +40,8 @@ def picture(info: DatasetInfo, trajectory: Trajectory) -> np.ndarray:
         values = np.where(trajectory.mask, values, np.nan)
     if len(info.space) == 1:
         return values
-    last = values[-1] if len(info.space) == 2 else values[-1][..., info.space[2] // 2]
-    return last.T
+    frame = values[len(values) // 2]
+    return frame.T if len(info.space) == 2 else frame[..., info.space[2] // 2].T
 
 
 def main(file: Path) -> None:
