@@ -37,7 +37,6 @@ def centre_lines(flow):
     return CubicSpline(line, u)(GHIA_Y), CubicSpline(line, v)(GHIA_X)
 
 
-@pytest.mark.slow
 def test_steady_cavity_at_reynolds_number_100(run, figure):
     flow = start(run, 32, 100)
     flow.advance(16.0)

@@ -44,6 +44,7 @@ def test_every_weight_is_trained(trained: Path) -> None:
         assert not torch.equal(value, before[name]), name
 
 
+@pytest.mark.slow
 def test_resumed_from_a_checkpoint_it_ends_at_the_same_weights(trained: Path, uri: str, tmp_path: Path) -> None:
     run = Path(shutil.copytree(trained, tmp_path / "run"))
     shutil.rmtree(run / "final")

@@ -111,6 +111,7 @@ def clean(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         return tree(jobs.run(small_job(tmp_path_factory.mktemp("clean") / "small")))
 
 
+@pytest.mark.slow
 def test_a_driver_killed_on_a_cluster_by_address_is_continued_by_the_next(
     clean: dict[str, str], tmp_path: Path
 ) -> None:

@@ -41,6 +41,7 @@ def assert_same_model(found: Path, expected: Path, tolerance: float) -> None:
         torch.testing.assert_close(two[name], value, rtol=0, atol=tolerance, msg=name)
 
 
+@pytest.mark.slow
 def test_recomputation_changes_no_bit_of_the_weights(
     data: dict[str, Any], uri: str, plain: Path, tmp_path: Path
 ) -> None:

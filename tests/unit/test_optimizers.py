@@ -124,6 +124,7 @@ def test_all_stages_do_what_one_process_does() -> None:
             assert_close(weights, expected[optimizer])
 
 
+@pytest.mark.slow
 def test_muons_momentum_is_one_figure_for_each_weight_wherever_it_lies() -> None:
     """Which is what lets a checkpoint go on with other ranks and another stage."""
     ranks = run_in_ranks(after_training, 3, [("muon", 0), ("muon", 1), ("muon", 3)])
