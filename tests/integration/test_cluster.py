@@ -23,7 +23,7 @@ from tests.training import ROOT
 
 URL = "s3://bucket/data/small"
 ENVIRONMENT = {"RAY_AUTH_TOKEN": "0123456789abcdef" * 4, "PYTHONPATH": str(ROOT)}
-PATIENCE = 120
+PATIENCE = 300.0
 
 DRIVER = """
 import sys
