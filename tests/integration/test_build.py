@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from data_pipeline import jobs
 from data_pipeline.base.errors import DataError, PdepotError
@@ -222,3 +223,14 @@ def test_a_session_leaves_a_running_ray_alone() -> None:
     with ray_session():
         assert ray.is_initialized()
     assert ray.is_initialized()
+
+
+def test_a_gpu_that_is_not_there_is_missed_before_any_shard(tmp_path: Path) -> None:
+    config = generated()
+    assert config.generate is not None
+    on_gpu = config.model_copy(update={"generate": config.generate.model_copy(update={"device": "cuda"})})
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(PdepotError, match=r"(?s)no GPU.*generate.device.*generate.device=cpu"):
+        build_store(on_gpu, tmp_path)
+    assert not (tmp_path / "solved.zarr").exists()
