@@ -36,10 +36,17 @@ def _positive(value: tuple[float, float]) -> tuple[float, float]:
     return value
 
 
+def _not_negative(value: tuple[float, float]) -> tuple[float, float]:
+    if value[0] < 0:
+        raise ValueError("expected values >= 0")
+    return value
+
+
 Range = Annotated[tuple[float, float], BeforeValidator(_as_pair), AfterValidator(_ordered)]
 """A physical parameter: one number, or [low, high], from which each trajectory draws its own value uniformly."""
 
 PositiveRange = Annotated[Range, AfterValidator(_positive)]
+NonNegativeRange = Annotated[Range, AfterValidator(_not_negative)]
 
 
 def draw_uniform(rng: Generator, bounds: tuple[float, float]) -> float:

@@ -26,7 +26,7 @@ def source(family, *, parameters=None, **changes):
 @pytest.mark.parametrize(
     ("family", "parameters", "words"),
     [
-        ("shallow_water_2d", {"outer_height": -0.1}, ["outer_height", "heights >= 0", "-0.1"]),
+        ("shallow_water_2d", {"outer_height": -0.1}, ["outer_height", "values >= 0", "-0.1"]),
         ("shallow_water_2d", {"inner_height": 0.0}, ["inner_height", "> 0"]),
         ("shallow_water_2d", {"radius": 0.1}, ["parameters.radius", "found: 0.1", "at least 0.2083, half a cell"]),
         ("rotating_shallow_water_2d", {"speed": 3.0}, ["height that varies by", "below the depth, 1"]),
@@ -44,7 +44,7 @@ def source(family, *, parameters=None, **changes):
         ("wave_2d", {"courant": 1.3}, ["courant", "less than or equal to 1.212"]),
         ("wave_2d", {"speed": -1.0}, ["speed", "> 0"]),
         ("wave_2d", {"layers": [4, 2]}, ["layers", "low <= high"]),
-        ("wave_2d", {"bumps": [0, 2]}, ["bumps", "greater than or equal to 1"]),
+        ("wave_2d", {"bumps": [0, 2]}, ["bumps", "1 <= low <= high"]),
         ("wave_2d", {"medium": "layer"}, ["medium", "layers"]),
         ("wave_2d", {"pulse_width": 0.2}, ["parameters.pulse_width", "found: 0.2", "below 0.125"]),
         ("wave_2d", {"speed": [0.5, 1.5]}, ["too coarse", "a width of 0.0267", "at least a cell, 0.0625"]),

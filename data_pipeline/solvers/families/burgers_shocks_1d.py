@@ -10,8 +10,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from data_pipeline.base.errors import ConfigError
-from data_pipeline.solvers.base import Parameters, PositiveRange, Range, Solver
-from data_pipeline.solvers.families.transport_1d import NonNegativeRange
+from data_pipeline.solvers.base import NonNegativeRange, Parameters, PositiveRange, Range, Solver
 from data_pipeline.solvers.numerics.finite_volume import face_states
 from data_pipeline.solvers.numerics.waves import AnyInitial, Sines, draw_turning_waves
 

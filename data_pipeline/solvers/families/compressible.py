@@ -14,7 +14,7 @@ from pydantic import AfterValidator, Field
 from torch import Tensor
 
 from data_pipeline.base.errors import ConfigError
-from data_pipeline.solvers.base import Parameters, PositiveRange, Range, Solver
+from data_pipeline.solvers.base import NonNegativeRange, Parameters, PositiveRange, Range, Solver
 from data_pipeline.solvers.numerics.gas import (
     Gas,
     Padding,
@@ -39,12 +39,6 @@ _PEAK_SPEED = 4.0
 """Largest speed over the mean one, of fifty random starts in each number of axes (`validation/`)."""
 
 
-def _not_negative(value: tuple[float, float]) -> tuple[float, float]:
-    if value[0] < 0:
-        raise ValueError("expected values >= 0")
-    return value
-
-
 def _above_one(value: tuple[float, float]) -> tuple[float, float]:
     if value[0] <= 1:
         raise ValueError("expected values > 1")
@@ -57,9 +51,6 @@ def _below_one(value: tuple[float, float]) -> tuple[float, float]:
     return value
 
 
-NotNegativeRange = Annotated[Range, AfterValidator(_not_negative)]
-
-
 class CompressibleParameters(Parameters):
     """Parameters of the compressible families; defaults are those of PDEBench's sets."""
 
@@ -69,11 +60,11 @@ class CompressibleParameters(Parameters):
     """On all sides. `open` copies the outermost cells outwards, and lets waves leave."""
     gamma: Annotated[Range, AfterValidator(_above_one)] = (5 / 3, 5 / 3)
     """Ratio of heat capacities."""
-    shear_viscosity: NotNegativeRange = (1e-8, 1e-8)
+    shear_viscosity: NonNegativeRange = (1e-8, 1e-8)
     """Shear viscosity."""
-    bulk_viscosity: NotNegativeRange = (1e-8, 1e-8)
+    bulk_viscosity: NonNegativeRange = (1e-8, 1e-8)
     """Bulk viscosity."""
-    mach_number: NotNegativeRange = (1.0, 1.0)
+    mach_number: NonNegativeRange = (1.0, 1.0)
     """Mean speed of the start over the speed of sound sqrt(gamma temperature)."""
     density: PositiveRange = (0.1, 10.0)
     """Mean density of the start."""

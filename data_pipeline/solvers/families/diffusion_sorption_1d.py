@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from data_pipeline.base.errors import ConfigError
-from data_pipeline.solvers.base import Parameters, PositiveRange, Solver
-from data_pipeline.solvers.families.transport_1d import NonNegativeRange, corners
+from data_pipeline.solvers.base import NonNegativeRange, Parameters, PositiveRange, Solver
+from data_pipeline.solvers.families.transport_1d import corners
 from data_pipeline.solvers.numerics.tridiagonal import solve_tridiagonal
 from data_pipeline.solvers.semilinear import Step, substeps
 from data_pipeline.trajectory import FloatArray

@@ -6,8 +6,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from data_pipeline.solvers.base import PositiveRange
-from data_pipeline.solvers.families.transport_1d import NonNegativeRange, Transport1D, Transport1DParameters
+from data_pipeline.solvers.base import NonNegativeRange, PositiveRange
+from data_pipeline.solvers.families.transport_1d import Transport1D, Transport1DParameters
 from data_pipeline.solvers.numerics.waves import AnyInitial, Sines
 from data_pipeline.solvers.semilinear import Step
 

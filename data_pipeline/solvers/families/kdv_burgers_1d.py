@@ -8,8 +8,8 @@ import torch
 from numpy.random import Generator
 from torch import Tensor
 
-from data_pipeline.solvers.base import PositiveRange, Range
-from data_pipeline.solvers.families.transport_1d import NonNegativeRange, Transport1D, Transport1DParameters
+from data_pipeline.solvers.base import NonNegativeRange, PositiveRange, Range
+from data_pipeline.solvers.families.transport_1d import Transport1D, Transport1DParameters
 from data_pipeline.solvers.numerics.basis import FourierBasis
 from data_pipeline.solvers.numerics.waves import Sines, draw_turning_waves
 from data_pipeline.solvers.semilinear import SemilinearProblem, Step

@@ -11,8 +11,8 @@ from pydantic import Field
 from torch import Tensor
 
 from data_pipeline.base.errors import ConfigError
-from data_pipeline.solvers.base import PositiveRange, Range
-from data_pipeline.solvers.families.vorticity import NonNegativeRange, VorticitySolver
+from data_pipeline.solvers.base import NonNegativeRange, PositiveRange, Range
+from data_pipeline.solvers.families.vorticity import VorticitySolver
 from data_pipeline.solvers.numerics.random_field import gaussian_field, vorticity_amplitude
 from data_pipeline.solvers.semilinear import SemilinearParameters, SemilinearProblem, Step
 

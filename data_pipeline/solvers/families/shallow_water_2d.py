@@ -5,12 +5,12 @@ from typing import Annotated, Any, ClassVar
 
 import torch
 from numpy.random import Generator
-from pydantic import AfterValidator, Field
+from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import pad
 
 from data_pipeline.base.errors import ConfigError
-from data_pipeline.solvers.base import Parameters, PositiveRange, Range, Solver
+from data_pipeline.solvers.base import NonNegativeRange, Parameters, PositiveRange, Solver
 from data_pipeline.solvers.numerics.finite_volume import face_states
 from data_pipeline.trajectory import FloatArray
 
@@ -25,12 +25,6 @@ _SMALLEST_RADIUS = 0.5
 """In cells: a dam that is smaller falls through the grid."""
 
 
-def _not_negative(value: tuple[float, float]) -> tuple[float, float]:
-    if value[0] < 0:
-        raise ValueError("expected heights >= 0")
-    return value
-
-
 class ShallowWater2DParameters(Parameters):
     """Parameters of `shallow_water_2d`."""
 
@@ -42,7 +36,7 @@ class ShallowWater2DParameters(Parameters):
     """Radius of the dam."""
     inner_height: PositiveRange = (2.0, 2.0)
     """Height of the water within the dam."""
-    outer_height: Annotated[Range, AfterValidator(_not_negative)] = (1.0, 1.0)
+    outer_height: NonNegativeRange = (1.0, 1.0)
     """0 is a dry bed."""
     velocity: bool = False
     """Store both velocities too: with them a frame is the whole state."""

@@ -4,15 +4,14 @@ import itertools
 import math
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from numpy.random import Generator
-from pydantic import AfterValidator
 from torch import Tensor
 
 from data_pipeline.base.errors import ConfigError
-from data_pipeline.solvers.base import PositiveRange, Range, Solver
+from data_pipeline.solvers.base import PositiveRange, Solver
 from data_pipeline.solvers.numerics.basis import FourierBasis
 from data_pipeline.solvers.numerics.etd import ETDRK4, IMAGINARY_STABILITY
 from data_pipeline.solvers.numerics.waves import AnyInitial
@@ -23,15 +22,6 @@ _GROWTH = 1e-3
 little at any step in a band of wavenumbers; this much does no harm (`validation/test_kdv_1d.py`, long runs)."""
 
 _MODES_TRIED = 48
-
-
-def _not_negative(value: tuple[float, float]) -> tuple[float, float]:
-    if value[0] < 0:
-        raise ValueError("expected values >= 0")
-    return value
-
-
-NonNegativeRange = Annotated[Range, AfterValidator(_not_negative)]
 
 
 class Transport1DParameters(SemilinearParameters):

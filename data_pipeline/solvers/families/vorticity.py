@@ -2,14 +2,12 @@
 
 import math
 from abc import abstractmethod
-from typing import Annotated, ClassVar, TypeVar
+from typing import ClassVar, TypeVar
 
 import torch
-from pydantic import AfterValidator
 from torch import Tensor
 
 from data_pipeline.base.errors import ConfigError
-from data_pipeline.solvers.base import Range
 from data_pipeline.solvers.numerics.basis import FourierBasis
 from data_pipeline.solvers.numerics.etd import IMAGINARY_STABILITY
 from data_pipeline.solvers.semilinear import SemilinearParameters, SemilinearProblem, SemilinearSolver
@@ -17,14 +15,6 @@ from data_pipeline.solvers.semilinear import SemilinearParameters, SemilinearPro
 _CUTOFF = 0.5
 """Least k_max times the viscous length: below it, what viscosity should end is cut off by the grid instead."""
 
-
-def _not_negative(value: tuple[float, float]) -> tuple[float, float]:
-    if value[0] < 0:
-        raise ValueError("expected values >= 0")
-    return value
-
-
-NonNegativeRange = Annotated[Range, AfterValidator(_not_negative)]
 
 VorticityT = TypeVar("VorticityT", bound=SemilinearParameters)
 

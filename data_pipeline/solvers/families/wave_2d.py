@@ -6,25 +6,16 @@ from typing import Annotated, ClassVar, Literal
 
 import torch
 from numpy.random import Generator
-from pydantic import AfterValidator, Field
+from pydantic import Field
 from torch import Tensor
 
 from data_pipeline.base.errors import ConfigError
 from data_pipeline.solvers.base import Parameters, PositiveRange, Solver
 from data_pipeline.solvers.numerics.acoustics import LARGEST_COURANT, AcousticEvolution, add_rates, longest_step
+from data_pipeline.solvers.numerics.counts import Counts, draw_count
 
 _MARGIN = 4.0
 """Distance of a pulse's centre from the sides, in its widths: a pulse is 0.03 % of its height there."""
-
-
-def _ordered(value: tuple[int, int]) -> tuple[int, int]:
-    if value[0] > value[1]:
-        raise ValueError("expected low <= high in [low, high]")
-    return value
-
-
-Count = Annotated[tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]], AfterValidator(_ordered)]
-"""Smallest and largest number, both of which may be drawn."""
 
 
 class Wave2DParameters(Parameters):
@@ -36,13 +27,13 @@ class Wave2DParameters(Parameters):
     """Horizontal layers, each of one speed, or a slow ground with smooth bumps of higher speed."""
     speed: PositiveRange = (0.5, 1.5)
     """Speeds of the medium: each layer draws its own; bumps rise from the lowest towards the highest."""
-    layers: Count = (2, 6)
+    layers: Counts = (2, 6)
     """Least and largest number of layers, each equally likely."""
-    bumps: Count = (2, 6)
+    bumps: Counts = (2, 6)
     """Least and largest number of Gaussian bumps, each equally likely."""
     bump_width: PositiveRange = (0.08, 0.16)
     """Standard deviation of a bump."""
-    pulses: Count = (1, 4)
+    pulses: Counts = (1, 4)
     """Gaussian pulses at the start."""
     pulse_width: PositiveRange = (0.04, 0.08)
     """Their standard deviation."""
@@ -116,7 +107,7 @@ class Wave2D(Solver[Wave2DParameters]):
         """Displacement and speed of waves, (2, *grid): means over each cell, of u and of 1 / c^2."""
         p = self.parameters
         pulses = torch.zeros(self.grid, dtype=torch.float64)
-        for _ in range(int(rng.integers(p.pulses[0], p.pulses[1] + 1))):
+        for _ in range(draw_count(rng, p.pulses)):
             width = rng.uniform(*p.pulse_width)
             centre = rng.uniform(_MARGIN * width, 1 - _MARGIN * width, 2)
             pulses += rng.uniform(0.5, 1.0) * self._gaussian_means(centre[0], centre[1], width)
@@ -142,7 +133,7 @@ class Wave2D(Solver[Wave2DParameters]):
 
     def _layers(self, rng: Generator) -> Tensor:
         """Speed in a stack of layers along y; their thicknesses differ by a factor of three at most."""
-        count = int(rng.integers(self.parameters.layers[0], self.parameters.layers[1] + 1))
+        count = draw_count(rng, self.parameters.layers)
         thickness = rng.uniform(0.5, 1.5, count)
         top = torch.from_numpy(thickness.cumsum() / thickness.sum())
         speeds = torch.from_numpy(rng.uniform(*self.parameters.speed, count))
@@ -159,7 +150,7 @@ class Wave2D(Solver[Wave2DParameters]):
         p = self.parameters
         x, y = self.coordinates()
         rest = torch.ones(self.grid, dtype=torch.float64)
-        for _ in range(int(rng.integers(p.bumps[0], p.bumps[1] + 1))):
+        for _ in range(draw_count(rng, p.bumps)):
             (x0, y0), width, height = rng.uniform(0, 1, 2), rng.uniform(*p.bump_width), rng.uniform(0.3, 1.0)
             rest *= 1 - height * torch.exp(-((x - x0) ** 2 + (y - y0) ** 2) / (2 * width**2))
         return p.speed[0] + (p.speed[1] - p.speed[0]) * (1 - rest)
