@@ -38,9 +38,13 @@ def test_a_transform_is_the_same_alone_and_among_others(grid, precision):
     basis = FourierBasis(grid, (1.0,) * len(grid), values)
     coefficients = basis.forward(values)
     back = basis.inverse(coefficients)
+    # Equal to the bit with the FFTs and on the processors tried; others may round an odd one out differently.
+    few = 8 * torch.finfo(precision).eps
     for row in range(3):
-        assert torch.equal(basis.forward(values[row : row + 1])[0], coefficients[row])
-        assert torch.equal(basis.inverse(coefficients[row : row + 1])[0], back[row])
+        alone, among = basis.forward(values[row : row + 1])[0], coefficients[row]
+        torch.testing.assert_close(alone, among, rtol=0, atol=few * float(among.abs().max()))
+        alone, among = basis.inverse(coefficients[row : row + 1])[0], back[row]
+        torch.testing.assert_close(alone, among, rtol=0, atol=few * float(among.abs().max()))
 
 
 def test_fourier_derivatives_and_laplacian_are_exact_for_a_mode():

@@ -135,8 +135,9 @@ def test_a_sample_is_the_same_beside_equal_and_other_viscosities(grid, precision
             return made.solver.solve(states[rows], columns, start=0.0, dt=0.5, frames=3)
 
     alone = solve([1], [1e-3])[0]
-    assert torch.equal(solve([0, 1, 2], [1e-3] * 3)[1], alone)
-    assert torch.equal(solve([3, 0, 1], [2e-3, 5e-3, 1e-3])[2], alone)
+    rounding = 100 * torch.finfo(torch.float32).eps * float(alone.abs().max())  # stored in float32
+    for fields in (solve([0, 1, 2], [1e-3] * 3)[1], solve([3, 0, 1], [2e-3, 5e-3, 1e-3])[2]):
+        torch.testing.assert_close(fields, alone, rtol=0, atol=rounding)
 
 
 def test_the_random_force_is_stored_and_is_the_same_on_a_finer_grid():
