@@ -18,11 +18,13 @@ from pretrain.rollout import rollout_block
 from pretrain.run import read_status
 from tests.training import prepare
 
+pytestmark = pytest.mark.slow
+
 STEPS, EVERY = 4, 2
 ARGUMENTS = {"n_modes": [8, 8], "hidden_channels": 8, "n_layers": 2}
 
 
-@pytest.fixture(scope="module", params=["FNO", pytest.param("TFNO", marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=["FNO", "TFNO"])
 def trained(
     request: pytest.FixtureRequest, data: dict[str, Any], uri: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
@@ -44,7 +46,6 @@ def test_every_weight_is_trained(trained: Path) -> None:
         assert not torch.equal(value, before[name]), name
 
 
-@pytest.mark.slow
 def test_resumed_from_a_checkpoint_it_ends_at_the_same_weights(trained: Path, uri: str, tmp_path: Path) -> None:
     run = Path(shutil.copytree(trained, tmp_path / "run"))
     shutil.rmtree(run / "final")

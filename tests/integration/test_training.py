@@ -81,6 +81,7 @@ def test_a_finished_run_is_left_alone(undisturbed: Path, uri: str) -> None:
     assert {p: p.stat().st_mtime_ns for p in undisturbed.rglob("*") if p.name != ".lock"} == before
 
 
+@pytest.mark.slow
 def test_kill_9_of_all_ranks_does_not_change_the_weights(
     data: dict[str, Any], uri: str, undisturbed: Path, tmp_path: Path
 ) -> None:
