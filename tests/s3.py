@@ -25,14 +25,15 @@ def s3_server() -> Iterator[str]:
     endpoint = f"http://{host}:{port}"
     # What it holds lives in this process, not in the server: an earlier one's objects are there still.
     urlopen(Request(f"{endpoint}/moto-api/reset", method="POST")).close()
-    before = dict(os.environ)
-    os.environ |= {
+    settings = {
         "AWS_ENDPOINT_URL": endpoint,
         "AWS_ACCESS_KEY_ID": "test",
         "AWS_SECRET_ACCESS_KEY": "test",
         "AWS_DEFAULT_REGION": "us-east-1",
         "AWS_EC2_METADATA_DISABLED": "true",
     }
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ |= settings
     # File systems are kept by fsspec, with the endpoint that they were made with.
     s3fs.S3FileSystem.clear_instance_cache()
     try:
@@ -40,6 +41,10 @@ def s3_server() -> Iterator[str]:
         yield endpoint
     finally:
         s3fs.S3FileSystem.clear_instance_cache()
-        os.environ.clear()
-        os.environ.update(before)
+        # Only these: Ray keeps the token that it was first given for as long as the process lives.
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
         server.stop()
