@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_map
 
 from benchmarks.timing import interleaved
 from data_pipeline.config import GenerateConfig
+from data_pipeline.solvers.numerics.memory import keep_freed_memory
 from data_pipeline.solvers.registry import FAMILIES
 from data_pipeline.solvers.semilinear import SemilinearSolver
 from data_pipeline.solvers.source import SolverSource
@@ -65,6 +66,7 @@ class Work:
         self.source = SolverSource(config.family, config.model_copy(update={"splits": {"train": 2 * batch}}))
         self.solver, self.batch = self.source.solver, batch
         self.solver.compile = config.compile
+        keep_freed_memory()  # as a source does
         states, drawn = zip(*(self.source.draw("train", number) for number in range(batch)), strict=True)
         self.initial = torch.stack(states).to(config.device, getattr(torch, config.precision))
         self.columns = {
