@@ -1,9 +1,25 @@
 """Fixtures that all tests share."""
 
+import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+
+@pytest.fixture(autouse=True)
+def no_mlflow_server() -> Iterator[None]:
+    """No test uses the MLflow server of whoever runs the tests, and none leaves its own one to the next test: what
+    `mlflow.set_tracking_uri` sets lasts, and stands in the environment, too."""
+    before = os.environ.pop("MLFLOW_TRACKING_URI", None)
+    yield
+    if "mlflow" in sys.modules:
+        sys.modules["mlflow"].set_tracking_uri(None)
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    if before is not None:
+        os.environ["MLFLOW_TRACKING_URI"] = before
 
 
 @pytest.fixture

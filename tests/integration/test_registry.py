@@ -5,7 +5,6 @@ import pickletools
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -88,15 +87,6 @@ def stored(version: ModelVersion, uri: str) -> Path:
     return Path(location.removeprefix("file://"))
 
 
-@pytest.fixture
-def serving(uri: str) -> Iterator[None]:
-    """This process's own MLflow default, as a user sets it; put back afterwards."""
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(uri)
-    yield
-    mlflow.set_tracking_uri(before)
-
-
 def test_what_is_registered_comes_back(
     folder: Path, name: str, uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -122,8 +112,8 @@ def test_the_model_belongs_to_the_run_that_trained_it(folder: Path, name: str, u
     assert [connect(uri).get_logged_model(model.model_id).status for model in outputs] == ["READY"]
 
 
-@pytest.mark.usefixtures("serving")
 def test_mlflow_serves_it_with_pickles_forbidden(tmp_path: Path, name: str, uri: str) -> None:
+    mlflow.set_tracking_uri(uri)
     torch.manual_seed(0)
     operator = Operator(operator_config(out_timesteps=2))
     (tmp_path / "two").mkdir()

@@ -345,7 +345,6 @@ def test_flatten_names_items_that_are_mappings_by_number() -> None:
 
 def test_the_default_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     assert default_uri(Path("runs")) == f"sqlite:///{tmp_path}/runs/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
     assert default_uri(Path("runs")) == "http://mlflow:5000"
