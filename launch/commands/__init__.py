@@ -1,0 +1,1 @@
+"""The commands of `pdepot`, a module for each group: what they are called, and what they call."""
