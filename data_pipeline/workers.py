@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from data_pipeline.base.cpus import usable_cpus
 from data_pipeline.base.errors import PdepotError
 from data_pipeline.base.files import disk_error
 
@@ -89,7 +90,7 @@ def _start(address: str | None) -> None:
         try:
             ray.init(
                 address="local",
-                num_cpus=os.cpu_count(),
+                num_cpus=usable_cpus(),
                 object_store_memory=_OBJECT_STORE_BYTES,
                 include_dashboard=False,
                 _node_ip_address="127.0.0.1",

@@ -21,10 +21,12 @@ from types import FrameType
 
 import torch
 
-from data_pipeline.base.errors import CheckpointError
+from data_pipeline.base.cpus import usable_cpus
+from data_pipeline.base.errors import CheckpointError, ConfigError
 from launch.agent import GROUP_LOST
 from launch.messages import exit_code
 from launch.place import Place, find_place, interface_of, own_address
+from launch.setup import has_cuda
 from pretrain.comparison import read_run
 from pretrain.run import die_with_parent, failed_for_good, read_status, write_status
 
@@ -43,9 +45,10 @@ def run_node(folder: Path, ranks: int, tracking_uri: str, place: Place | None = 
         place: this machine's among the others; None when there are no others.
 
     Raises:
-        ConfigError: there is no way to the head.
+        ConfigError: there is no way to the head, or torch cannot use this machine's GPUs.
         CheckpointError: the head has not answered.
     """
+    _check_gpus()
     training = read_run(folder).training
     shutdown = math.ceil(training.stop_timeout) + 60  # the ranks' own limit comes first
     command = [sys.executable, "-m", "launch.agent", *_meeting(place, folder), "--nproc-per-node", str(ranks)]
@@ -61,6 +64,18 @@ def run_node(folder: Path, ranks: int, tracking_uri: str, place: Place | None = 
         if stopped or 0 <= code < GROUP_LOST or failed_for_good(folder):
             return
         print(f"{folder}: the group was lost, {training.restarts - attempt} attempts left; see {log}", flush=True)
+
+
+def _check_gpus() -> None:
+    """Refuse to train on the CPUs of a machine with GPUs, unless somebody has asked for that: an environment that was
+    made on a machine without any has a torch that sees none."""
+    asked = os.environ.get("DS_ACCELERATOR") == "cpu" or os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    if not (torch.cuda.is_available() or asked) and has_cuda():
+        raise ConfigError(
+            "torch cannot use this machine's GPUs", found=f"torch {torch.__version__}", expected="a build for CUDA",
+            remedy=f"delete {sys.prefix} and set up where there are GPUs (or update the driver); to train on CPUs: "
+            "DS_ACCELERATOR=cpu",
+        )  # fmt: skip
 
 
 def _meeting(place: Place | None, folder: Path) -> list[str]:
@@ -80,7 +95,7 @@ def _meeting(place: Place | None, folder: Path) -> list[str]:
 def _environment(ranks: int, place: Place | None) -> dict[str, str]:
     """What the ranks need to know; whatever the user has set stays."""
     environment = os.environ | {
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, _cpus() // ranks))),
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, usable_cpus() // ranks))),
         "PYTHONPATH": os.pathsep.join([str(_ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep),
         "PYTHONUNBUFFERED": "1",
     }
@@ -98,11 +113,6 @@ def _environment(ranks: int, place: Place | None) -> dict[str, str]:
         environment.setdefault("GLOO_SOCKET_IFNAME", interface)
         environment.setdefault("NCCL_SOCKET_IFNAME", interface)
     return environment
-
-
-def _cpus() -> int:
-    """Those that this process may use: a scheduler may have given it fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _wait_for_head(place: Place, folder: Path, *, patient: bool) -> None:

@@ -80,7 +80,9 @@ cd "$root"
 
 base="${PDEPOT_PYTHON:-python3}"
 command -v "$base" >/dev/null || fail "no $base on this machine; install Python 3.11 or newer, or set PDEPOT_PYTHON"
-python="$("$base" launch/setup.py)"
+wanted=() # which build of torch: again, a login node says nothing of the others
+[[ "$launcher" == slurm && " ${options[*]-} " == *" --gpus-per-node "* ]] && wanted=(--cuda)
+python="$("$base" launch/setup.py ${wanted+"${wanted[@]}"})"
 
 environment="$(dirname "$(dirname "$python")")"
 export PATH="$environment/bin:$PATH" # ninja, which loads DeepSpeed's compiled ops, is there
@@ -90,8 +92,8 @@ fi
 if [[ "$launcher" == kubernetes ]]; then
     exec "$python" -m launch.kubernetes "$@" ${options+"${options[@]}"}
 fi
-# What a login node has says nothing of the nodes that Slurm will give.
-if [[ "$launcher" != slurm || -n "${SLURM_JOB_ID:-}" ]] && ! nvidia-smi -L >/dev/null 2>&1; then
+# What a login node has says nothing of the nodes that Slurm gives; `launch.node` looks on each of them.
+if [[ "$launcher" != slurm ]] && ! nvidia-smi -L >/dev/null 2>&1; then
     export DS_ACCELERATOR="${DS_ACCELERATOR:-cpu}"
 fi
 [[ "$launcher" == local ]] || options+=(--launcher "$launcher")

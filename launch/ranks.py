@@ -79,7 +79,8 @@ def check_launch(training: TrainingConfig, launcher: Launcher) -> None:
         ConfigError: the batch does not divide among the ranks, or nobody has said how many ranks a Slurm job has.
     """
     unknown = training.ranks == "auto" and launcher.ranks_per_node is None
-    if launcher.kind == "slurm" and not in_allocation() and unknown:
+    # Of an allocation's nodes this one tells something only if it is one of them; the shell of `salloc` may not be.
+    if launcher.kind == "slurm" and unknown and not (in_allocation() and torch.cuda.is_available()):
         raise ConfigError(
             "this machine cannot tell how many GPUs the nodes of a Slurm job have", key="--gpus-per-node",
             expected="a number; or training.ranks, over all nodes, to train on CPUs",

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from data_pipeline.base.cpus import usable_cpus
 from data_pipeline.base.errors import ConfigError, PdepotError
 from data_pipeline.base.files import remove_tree
 from data_pipeline.workers import ray_session
@@ -197,8 +198,7 @@ def _is_there(file: Path) -> bool:
 def _prepare_process(threads: str | None) -> None:
     """What torchrun's ranks get by their environment, on whichever node this is."""
     logging.getLogger("ray.train").setLevel(logging.WARNING)
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    torch.set_num_threads(int(threads or max(1, cpus // int(os.environ["LOCAL_WORLD_SIZE"]))))
+    torch.set_num_threads(int(threads or max(1, usable_cpus() // int(os.environ["LOCAL_WORLD_SIZE"]))))
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     if (Path(sys.prefix) / "torch_extensions").is_dir():
         os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))

@@ -166,19 +166,21 @@ def fingerprint(repository: Path, version: list[int]) -> str:
     return content.hexdigest()
 
 
-def is_stamped(environment: Path, digest: str, extras: str) -> bool:
-    """Whether a finished set-up left its stamp, for the same fingerprint and at least these extras."""
+def is_stamped(environment: Path, digest: str, extras: str, *, cuda: bool) -> bool:
+    """Whether a finished set-up left its stamp: the same fingerprint, at least these extras, a torch for GPUs if these
+    are wanted."""
     try:
         stamp = json.loads((environment / STAMP).read_text())
     except (OSError, ValueError):
         return False
-    return bool(stamp.get("fingerprint") == digest and extras in ("", stamp.get("extras")))
+    enough = extras in ("", stamp.get("extras")) and (stamp.get("cuda") or not cuda)
+    return bool(enough and stamp.get("fingerprint") == digest)
 
 
-def write_stamp(environment: Path, digest: str, extras: str) -> None:
+def write_stamp(environment: Path, digest: str, extras: str, *, cuda: bool) -> None:
     """Record a finished set-up, in one step."""
     temporary = environment / f".{STAMP}.tmp"
-    temporary.write_text(json.dumps({"fingerprint": digest, "extras": extras}) + "\n")
+    temporary.write_text(json.dumps({"fingerprint": digest, "extras": extras, "cuda": cuda}) + "\n")
     temporary.replace(environment / STAMP)
 
 
@@ -241,6 +243,9 @@ def install(python: Path, extras: str, *, cuda: bool) -> None:
     """
     remedy = "see pip's message above (network? disk space?), then run the same command again: it goes on from here"
     version = pinned(REPOSITORY / "constraints.txt", "torch")
+    if cuda and any(python.parent.parent.glob("lib/python*/site-packages/torch-*+cpu.dist-info")):
+        with step("removing the build of torch for CPUs"):  # which to pip is of the version that is wanted
+            run([str(python), "-I", "-m", "pip", "uninstall", "--yes", "torch"])
     attempts = torch_attempts(version, system=platform.system(), machine=platform.machine(), cuda=cuda)
     for number, arguments in enumerate(attempts):
         if number and number == len(attempts) - 1:
@@ -299,34 +304,43 @@ def build_communication_op(python: Path, extensions: Path, accelerator: dict[str
         say("  remedy: it needs C++20, OpenMP and Python's headers (Debian: apt install g++ python3-dev)")
 
 
-def prepare(environment: Path, lock: Path, extras: str) -> Path:
-    """The Python of `environment`, with everything installed; only what is missing is done."""
+def prepare(environment: Path, lock: Path, extras: str, *, cuda: bool) -> Path:
+    """The Python of `environment`, with everything installed; only what is missing is done.
+
+    Args:
+        environment: the virtual environment that is managed here.
+        lock: held meanwhile.
+        extras: of pdepot.
+        cuda: want a torch for GPUs, also if this machine has none.
+    """
     python = environment / "bin" / "python"
     extensions = environment / "torch_extensions"
 
+    here = has_cuda()
+    wanted = cuda or here
+
     def is_done() -> bool:
         found = ask(python, PROBE) if python.exists() else None
-        return bool(found and is_stamped(environment, fingerprint(REPOSITORY, found["version"]), extras))
+        return bool(found and is_stamped(environment, fingerprint(REPOSITORY, found["version"]), extras, cuda=wanted))
 
     def is_op_needed() -> bool:
-        return not (extensions / COMMUNICATION_OP).exists() and not has_cuda()
+        return not (extensions / COMMUNICATION_OP).exists() and not here
 
     if is_done() and not is_op_needed():
         remove_stale_locks(extensions, older_than=60.0)
         return python
     with exclusive(lock):
-        cuda = has_cuda()
-        accelerator = {} if cuda else {"DS_ACCELERATOR": "cpu"}
+        accelerator = {} if here else {"DS_ACCELERATOR": "cpu"}
         finished = is_done()  # the run that this one waited for may have done it all
         if not finished:
             (environment / STAMP).unlink(missing_ok=True)  # going back to the old version must not find it again
             make_environment(environment)
-            install(python, extras, cuda=cuda)
+            install(python, extras, cuda=wanted)
             verify(python, environment, accelerator)
-        if not cuda and (not finished or is_op_needed()):
+        if not here and (not finished or is_op_needed()):
             build_communication_op(python, extensions, accelerator)
         if not finished:
-            write_stamp(environment, fingerprint(REPOSITORY, ask(python, PROBE)["version"]), extras)
+            write_stamp(environment, fingerprint(REPOSITORY, ask(python, PROBE)["version"]), extras, cuda=wanted)
     return python
 
 
@@ -344,12 +358,15 @@ def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description="Set up this checkout; print the Python to use.")
     parser.add_argument("--extras", choices=["dev"], default="", help="also install what the tests need")
+    parser.add_argument("--cuda", action="store_true", help="install torch for GPUs, also if this machine has none: "
+                        "another one will use it")  # fmt: skip
     return parser.parse_args()
 
 
 def main() -> int:
     """Set up, and print the path of the Python to use; the exit code is 1 after an error, 130 after Ctrl-C."""
-    extras = parse_arguments().extras
+    options = parse_arguments()
+    extras = options.extras
     environment, lock = REPOSITORY / ".venv", REPOSITORY / ".venv.lock"
     try:
         active = active_python(environment)
@@ -357,7 +374,7 @@ def main() -> int:
             say(f"using {active}, which has pdepot")
             if extras:
                 complete_active(active, lock)
-        python = active or prepare(environment, lock, extras)
+        python = active or prepare(environment, lock, extras, cuda=options.cuda)
     except (SetupError, OSError) as error:
         say(f"error: {error}")
         return 1

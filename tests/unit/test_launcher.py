@@ -89,6 +89,30 @@ def test_ranks_that_do_not_fit_are_refused_before_any_work(
         check_launch(training(**settings), launcher)
 
 
+def test_an_allocation_seen_from_a_login_node_says_nothing_of_its_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "7")  # `salloc`, whose shell may stay where it was typed
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(ConfigError, match="--gpus-per-node"):
+        check_launch(training(), Launcher("slurm"))
+    check_launch(training(), Launcher("slurm", 1, 8))
+    check_launch(training(ranks=2), Launcher("slurm"))
+
+
+def test_gpus_that_torch_cannot_use_are_not_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("DS_ACCELERATOR", "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr(node, "has_cuda", lambda: False)
+    node._check_gpus()
+    monkeypatch.setattr(node, "has_cuda", lambda: True)
+    with pytest.raises(ConfigError, match=r"(?s)cannot use this machine's GPUs.*DS_ACCELERATOR=cpu"):
+        node._check_gpus()
+    for name, value in (("DS_ACCELERATOR", "cpu"), ("CUDA_VISIBLE_DEVICES", "")):
+        with monkeypatch.context() as asked:
+            asked.setenv(name, value)
+            node._check_gpus()
+
+
 def test_a_launcher_settles_the_ranks_of_a_job() -> None:
     from data_pipeline.base.config import load
     from pretrain.config import PretrainConfig
@@ -151,7 +175,7 @@ def test_what_the_user_has_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (environment["GLOO_SOCKET_IFNAME"], environment["NCCL_SOCKET_IFNAME"]) == ("mine0", "lo")
     assert environment["OMP_NUM_THREADS"] == "7"
     monkeypatch.delenv("OMP_NUM_THREADS")
-    monkeypatch.setattr(node, "_cpus", lambda: 9)
+    monkeypatch.setattr(node, "usable_cpus", lambda: 9)
     assert node._environment(2, None)["OMP_NUM_THREADS"] == "4"
 
 

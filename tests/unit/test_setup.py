@@ -311,6 +311,40 @@ def test_a_cuda_machine_gets_the_plain_build_and_compiles_nothing(machine: Machi
     assert not any("+cpu" in call or call.startswith("compile") for call in calls)
 
 
+def test_a_login_node_installs_torch_for_the_gpus_of_others(machine: Machine) -> None:
+    assert machine.setup()[0] == 0
+    old = machine.environment / "lib/python3.11/site-packages/torch-9.9+cpu.dist-info"
+    old.mkdir()
+    (old / "INSTALLER").touch()
+    machine.calls()
+    assert machine.setup("--cuda")[0] == 0
+    version = setup.pinned(setup.REPOSITORY / "constraints.txt", "torch")
+    assert machine.calls()[:2] == ["pip uninstall --yes torch", f"pip install torch=={version}"]
+    assert machine.setup()[0] == 0  # that build does for CPUs, too
+    assert machine.calls() == []
+    machine.add("nvidia-smi", 'echo "GPU 0: NVIDIA H100"')
+    assert machine.setup()[0] == 0
+    assert machine.calls() == []
+
+
+def test_an_environment_made_without_gpus_is_not_taken_for_one_with(machine: Machine) -> None:
+    assert machine.setup()[0] == 0
+    machine.calls()
+    machine.add("nvidia-smi", 'echo "GPU 0: NVIDIA H100"')
+    assert machine.setup()[0] == 0
+    assert torch_calls(machine)[0] in machine.calls()
+
+
+def test_a_slurm_job_with_gpus_is_set_up_for_them_and_told_nothing_of_the_login_node(machine: Machine) -> None:
+    config = machine.repository / "my.yaml"
+    config.touch()
+    slurm = ["my.yaml", "--launcher", "slurm"]
+    for words, build in (["--gpus-per-node", "8"], ""), ([], "+cpu" if IS_LINUX_X86 else ""):
+        shutil.rmtree(machine.environment, ignore_errors=True)
+        assert machine.script("launch/pretrain.sh", *slurm, *words)[0] == 0
+        assert f"torch=={setup.pinned(setup.REPOSITORY / 'constraints.txt', 'torch')}{build}" in machine.calls()[1]
+
+
 def test_without_a_compiler_the_remedy_is_told_and_the_op_follows_once_there_is_one(machine: Machine) -> None:
     (machine.root / "bin" / "c++").unlink()
     code, out, err = machine.setup()
