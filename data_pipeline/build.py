@@ -127,6 +127,7 @@ def _write_shard(
         import torch
 
         torch.set_num_threads(1)  # one task has one CPU
+        torch.set_float32_matmul_precision("highest")  # some containers' environment allows TF32
     source = _open(config, plan_digest)
     described: list[dict[str, Any]] = []
 

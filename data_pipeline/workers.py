@@ -180,11 +180,12 @@ def run_tasks(
             remedy="generate.device=cpu, or a cluster with GPUs (--ray-address)",
         )
     limit = max_in_flight or 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
-    largest_node = max(int(node["Resources"].get("memory", needs.memory)) for node in ray.nodes() if node["Alive"])
+    fitting = [n["Resources"] for n in ray.nodes() if n["Alive"] and n["Resources"].get("GPU", 0) >= needs.gpus]
+    largest_node = max((int(node.get("memory", needs.memory)) for node in fitting), default=needs.memory)
     remote = ray.remote(
         num_cpus=1,
         num_gpus=needs.gpus,
-        memory=min(needs.memory, largest_node),  # a task that asks for more than any node has would wait for ever
+        memory=min(needs.memory, largest_node),  # a task that asks for more than any such node has would wait for ever
         max_retries=_RETRIES,
         retry_exceptions=[OSError],
     )(_call)

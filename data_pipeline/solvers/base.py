@@ -207,14 +207,15 @@ class Solver(ABC, Generic[ParametersT]):
             frames: number of stored frames, T.
 
         Returns:
-            float32 (B, T, *resolution, C). A sample that blew up holds NaN or Inf from then on.
+            float32 (B, T, *resolution, C) on the CPU: a GPU holds one frame at a time. A sample that blew up holds NaN
+            or Inf from then on.
         """
         evolution = self.begin(initial, parameters)
-        stored = []
+        stored = torch.empty(len(initial), frames, *self.resolution, len(self.channels))
         for frame in range(frames):
             evolution.advance(dt if frame else start)
-            stored.append(self.restrict(evolution.fields()).movedim(1, -1).float())
-        return torch.stack(stored, dim=1)
+            stored[:, frame] = self.restrict(evolution.fields()).movedim(1, -1)
+        return stored
 
     def points(self) -> tuple[NDArray[np.float64], ...]:
         """Positions of the stored grid points along each axis, (n,) each."""

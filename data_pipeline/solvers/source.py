@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from data_pipeline.base.config import build
-from data_pipeline.base.errors import ConfigError, DataError, nearest
+from data_pipeline.base.errors import ConfigError, DataError, PdepotError, nearest
 from data_pipeline.config import GenerateConfig
 from data_pipeline.solvers.base import Solver
 from data_pipeline.solvers.numerics.memory import keep_freed_memory
@@ -129,21 +129,29 @@ class SolverSource:
     ) -> tuple[FloatArray, Tensor | None, Tensor | None]:
         """Fields, static fields and masks of a batch, on the CPU."""
         config = self.config
+        _check_device(config.device)
         keep_freed_memory()
         solver.compile = config.compile
         columns = {
             key: torch.tensor([one[key] for one in drawn], dtype=torch.float64, device=config.device)
             for key in solver.parameter_names
         }
-        initial = torch.stack(list(states)).to(config.device, getattr(torch, config.precision))
-        with torch.inference_mode():
-            fields = solver.solve(initial, columns, start=config.start, dt=config.dt, frames=config.frames)
-            static, mask = solver.static_fields(initial, columns), solver.mask(columns)
-        return (
-            fields.cpu().numpy(),
-            None if static is None else static.float().cpu(),
-            None if mask is None else mask.cpu(),
-        )
+        try:
+            initial = torch.stack(list(states)).to(config.device, getattr(torch, config.precision))
+            with torch.inference_mode():
+                fields = solver.solve(initial, columns, start=config.start, dt=config.dt, frames=config.frames)
+                static, mask = solver.static_fields(initial, columns), solver.mask(columns)
+            return (
+                fields.numpy(),
+                None if static is None else static.float().cpu(),
+                None if mask is None else mask.cpu(),
+            )
+        except torch.OutOfMemoryError as error:
+            raise PdepotError(
+                f"the GPU's memory does not hold {len(states)} solutions of {solver.family} on {solver.grid} at once",
+                found=str(error).partition("\n")[0],
+                remedy="fewer trajectories together: a lower store.trajectories_per_shard",
+            ) from error
 
     def _provenance(self, split: str, number: int) -> dict[str, str | int | float]:
         return {
@@ -182,6 +190,18 @@ class SolverSource:
             expected="finite values that the equation allows",
             remedy="a smaller internal step (parameters.step or courant), a finer grid (parameters.refine), "
             "or milder parameters",
+        )
+
+
+def _check_device(device: str) -> None:
+    """Raise PdepotError where the solver is to run on a GPU that this process's torch cannot use."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise PdepotError(
+            "torch has no GPU to solve on",
+            key="generate.device",
+            found=f"torch {torch.__version__} without a usable GPU",
+            expected="a CUDA build of torch, and a driver, on each node that has GPUs",
+            remedy="generate.device=cpu, or install such a torch there",
         )
 
 

@@ -1,10 +1,12 @@
 """Every family computes on the device of its initial states: shown without a GPU, with tensors that hold no numbers.
 
 PyTorch's fake tensors know shape, type and device, and refuse to mix devices. The device here is `meta`, which stands
-for any that is not the CPU. What a step decides from numbers (has every sample arrived?) is answered with no.
+for any that is not the CPU. What a step decides from numbers (is a sample left?) is answered with yes a few
+times, so that steps are taken, and then with no.
 """
 
 from collections.abc import Iterator
+from itertools import chain, repeat
 
 import pytest
 import torch
@@ -18,7 +20,8 @@ from tests.solver_cases import CASES
 
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(FakeTensor, "__bool__", lambda _: False, raising=False)
+    answers = chain([True] * 3, repeat(False))
+    monkeypatch.setattr(FakeTensor, "__bool__", lambda _: next(answers), raising=False)
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
         yield
 
@@ -42,5 +45,6 @@ def test_a_family_stays_on_its_device_and_in_its_precision(family: str, request:
     evolution = solver.begin(initial, parameters)
     evolution.advance(solver.internal_step(config.dt) or config.dt)
     fields = solver.restrict(evolution.fields())
+    assert solver.solve(initial, parameters, start=0.0, dt=1e-9, frames=2).device.type == "cpu"  # a frame at a time
     assert (fields.device.type, fields.dtype) == ("meta", torch.float32)
     assert fields.shape == (2, len(solver.channels), *solver.resolution)

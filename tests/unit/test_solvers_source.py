@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from data_pipeline.base.config import load
-from data_pipeline.base.errors import ConfigError, DataError
+from data_pipeline.base.errors import ConfigError, DataError, PdepotError
 from data_pipeline.config import DatasetConfig, GenerateConfig
 from data_pipeline.solvers.registry import FAMILIES
 from data_pipeline.solvers.source import SolverSource
@@ -266,3 +266,19 @@ def test_white_noise_is_drawn_in_the_stored_cells():
     plain = next(source("diffusion_reaction_2d", start=0.0).read("train", 0, 1)).fields[0]
     fine = next(source("diffusion_reaction_2d", start=0.0, parameters={"refine": 2}).read("train", 0, 1)).fields[0]
     np.testing.assert_allclose(fine, plain, atol=1e-6)
+
+
+def test_a_gpu_that_is_full_is_told_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 64.00 GiB.")
+
+    made = source("burgers_1d")
+    monkeypatch.setattr(made.solver, "solve", full)
+    with pytest.raises(PdepotError, match=r"(?s)2 solutions of burgers_1d.*64.00 GiB.*trajectories_per_shard"):
+        list(made.read("train", 0, 2))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_torch_without_gpu_is_told_in_words() -> None:
+    with pytest.raises(PdepotError, match=r"(?s)no GPU.*generate.device"):
+        list(source("burgers_1d", device="cuda").read("train", 0, 1))
