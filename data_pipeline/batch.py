@@ -56,12 +56,13 @@ class Batch:
         return self.window[:, self.frames_in :].movedim(1, -2)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
-        """The batch on another device; `non_blocking` overlaps the copy when the batch is in pinned memory."""
+        """The batch on another device; `non_blocking` overlaps the copy when the batch is in pinned memory. `position`
+        stays: it makes seeds, and to read it back would be to wait for all that the GPU has yet to do."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         moved: dict[str, Any] = {
             name: value.to(device, non_blocking=non_blocking)
             for name, value in values.items()
-            if isinstance(value, Tensor)
+            if isinstance(value, Tensor) and name != "position"
         }
         return replace(self, **moved)
 

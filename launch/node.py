@@ -48,7 +48,7 @@ def run_node(folder: Path, ranks: int, tracking_uri: str, place: Place | None = 
         ConfigError: there is no way to the head, or torch cannot use this machine's GPUs.
         CheckpointError: the head has not answered.
     """
-    _check_gpus()
+    check_gpus()
     training = read_run(folder).training
     shutdown = math.ceil(training.stop_timeout) + 60  # the ranks' own limit comes first
     command = [sys.executable, "-m", "launch.agent", *_meeting(place, folder), "--nproc-per-node", str(ranks)]
@@ -66,9 +66,13 @@ def run_node(folder: Path, ranks: int, tracking_uri: str, place: Place | None = 
         print(f"{folder}: the group was lost, {training.restarts - attempt} attempts left; see {log}", flush=True)
 
 
-def _check_gpus() -> None:
+def check_gpus() -> None:
     """Refuse to train on the CPUs of a machine with GPUs, unless somebody has asked for that: an environment that was
-    made on a machine without any has a torch that sees none."""
+    made on a machine without any has a torch that sees none.
+
+    Raises:
+        ConfigError: says what torch is there.
+    """
     asked = os.environ.get("DS_ACCELERATOR") == "cpu" or os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
     if not (torch.cuda.is_available() or asked) and has_cuda():
         raise ConfigError(

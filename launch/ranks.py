@@ -14,7 +14,7 @@ import torch
 from data_pipeline.base.errors import ConfigError, PdepotError
 from data_pipeline.base.files import exclusive
 from launch.launcher import LOCAL, Launcher, in_allocation
-from launch.node import forwarding, run_node
+from launch.node import check_gpus, forwarding, run_node
 from launch.place import find_place
 from pretrain.comparison import read_run
 from pretrain.config import JobConfig, TrainingConfig
@@ -101,6 +101,8 @@ def _start(folder: Path, ranks: int, tracking_uri: str, launcher: Launcher) -> N
     else:
         from launch.ray_train import run
 
+        if launcher.address is None:
+            check_gpus()
         gpus, restarts = launcher.ranks_per_node or torch.cuda.device_count(), read_run(folder).training.restarts
         run(folder, ranks, tracking_uri, address=launcher.address, use_gpu=gpus > 0, max_failures=restarts)
 

@@ -274,7 +274,8 @@ class TrainingConfig(Config):
     collective_timeout: Annotated[float, Field(gt=0)] = 600.0
     """Seconds that a rank waits for the others, also at the start."""
     stop_timeout: Annotated[float, Field(gt=0)] = 300.0
-    """Seconds for the last step and its checkpoint after a request to stop."""
+    """Seconds for the last step and its checkpoint after a request to stop. A request that comes while the run
+    validates waits for the end of that, so it should be more than a validation takes."""
     deepspeed: dict[str, Any] = {}
     """Further settings of DeepSpeed, as its documentation has them:
     `{zero_optimization: {offload_optimizer: {device: cpu}}}`."""

@@ -18,10 +18,18 @@ from torch.distributed.distributed_c10d import _set_pg_timeout, _world
 from pretrain.config import TrainingConfig
 from pretrain.optimizers import connect, make_optimizer
 
+_BUCKET = 500_000_000
+"""Gradients that DeepSpeed reduces together: its own default."""
+
 
 def device_type() -> str:
-    """`cuda` where there is a GPU, else `cpu`."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    """`cuda` where there is a GPU, else `cpu`; `cpu` where DS_ACCELERATOR asks for it, which DeepSpeed heeds, too."""
+    return "cuda" if torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu" else "cpu"
+
+
+def device_name() -> str:
+    """What computes: a GPU's name, or `cpu`. Random numbers that are drawn there depend on it."""
+    return torch.cuda.get_device_name() if device_type() == "cuda" else "cpu"
 
 
 def start_process_group(seconds: float = 600.0) -> tuple[int, int, torch.device]:
@@ -46,13 +54,14 @@ def start_process_group(seconds: float = 600.0) -> tuple[int, int, torch.device]
     return dist.get_rank(), dist.get_world_size(), device
 
 
-def deepspeed_config(training: TrainingConfig, world_size: int) -> dict[str, Any]:
-    """The DeepSpeed configuration of a run."""
+def deepspeed_config(training: TrainingConfig, world_size: int, weights: int) -> dict[str, Any]:
+    """The DeepSpeed configuration of a run that trains so many weights."""
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": training.micro_batch,
         "gradient_accumulation_steps": training.batch_size // (training.micro_batch * world_size),
         "gradient_clipping": 0.0,  # `update` sets the bound of each step
-        "zero_optimization": {"stage": training.zero_stage},
+        # The bucket is allocated whole, on the GPU: DeepSpeed's own size is 2 GB, whatever the network's.
+        "zero_optimization": {"stage": training.zero_stage, "reduce_bucket_size": max(1, min(weights, _BUCKET))},
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,  # torch's own optimizers also where their state is offloaded
         "steps_per_print": 10**9,
@@ -80,7 +89,7 @@ def make_engine(module: nn.Module, training: TrainingConfig, world_size: int) ->
         model=module,
         model_parameters=[p for p in module.parameters() if p.requires_grad],
         optimizer=make_optimizer(training, module.named_parameters()),
-        config=deepspeed_config(training, world_size),
+        config=deepspeed_config(training, world_size, sum(p.numel() for p in module.parameters() if p.requires_grad)),
         dist_init_required=False,
     )
     connect(engine)

@@ -60,6 +60,19 @@ def fragments(engine: Any) -> list[Fragment]:
     return found
 
 
+def release(engine: Any) -> None:
+    """End an engine and give its weights and optimizer state back at once, so that the next one of this process need
+    not fit beside them: its parts refer to one another, and DeepSpeed's caches hold those of stage 3 for good."""
+    parameters = list(engine.module.parameters())
+    held = {*parameters, *(fragment.owner for fragment in fragments(engine))}
+    held |= {parameter.ds_tensor for parameter in parameters if hasattr(parameter, "ds_tensor")}
+    states = inner_optimizer(engine).state.values()
+    held |= {value for state in states for value in state.values() if isinstance(value, Tensor)}
+    engine.destroy()
+    for tensor in held:
+        tensor.untyped_storage().resize_(0)
+
+
 def _whole(_: Any, name: str, parameter: nn.Parameter) -> Iterator[Fragment]:
     yield Fragment(name, 0, parameter.data.view(-1), parameter, 0)
 

@@ -6,10 +6,12 @@ incidents/step-00000037/
 rollbacks.json              from which step to which checkpoint the run went back, and what is replaced since
 """
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -17,6 +19,7 @@ from data_pipeline.base.errors import DataError
 from data_pipeline.base.files import publish_directory, read_json, remove_tree, write_json
 from data_pipeline.mixture import Mixture
 from pretrain.config import RunConfig, TrainingConfig
+from pretrain.engine import device_name
 from pretrain.model.operator import CONFIG_FILE, WEIGHTS_FILE, OperatorConfig
 
 _MOST_WITH_WEIGHTS = 5
@@ -50,6 +53,7 @@ def record_incident(
     windows = [(position, loss, mixture.draw(position)) for position, loss in samples]
     content = {
         "step": step,
+        "device": device_name(),
         "reason": reason,
         "positions": [position for position, _ in samples],
         "samples": [
@@ -74,7 +78,8 @@ def record_incident(
             save_file({name: value.cpu().contiguous() for name, value in weights.items()}, temporary / WEIGHTS_FILE)
             write_json(temporary / CONFIG_FILE, model.model_dump(mode="json"))
         publish_directory(temporary, final)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # safetensors has a word of its own for a disk that fails
+        shutil.rmtree(temporary, ignore_errors=True)  # a full disk gets its room back
         print(f"step {step} is not taken: {reason}; {len(samples)} samples, which could not be recorded: {error}")
     else:
         print(f"step {step} is not taken: {reason}; {len(samples)} samples, in {final / 'incident.json'}", flush=True)

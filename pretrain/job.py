@@ -21,6 +21,7 @@ from pretrain.config import (
     TrainedDataset,
     TrainingConfig,
 )
+from pretrain.engine import device_type
 from pretrain.model.baseline import BaselineConfig, BaselineModelConfig
 from pretrain.model.conditions import condition_count, parameter_union
 from pretrain.model.config import NetworkConfig
@@ -54,7 +55,8 @@ def number_of_ranks(training: TrainingConfig, nodes: int = 1, per_node: int | No
         return training.ranks
     if per_node:
         return nodes * per_node
-    available = torch.cuda.device_count() or 2  # two, so that the distributed code is what runs everywhere
+    # Two on CPU, so that the distributed code is what runs everywhere.
+    available = torch.cuda.device_count() if device_type() == "cuda" else 2
     micro_batches, rest = divmod(training.batch_size, training.micro_batch)
     dividing = [nodes * each for each in range(1, available + 1) if rest == 0 and micro_batches % (nodes * each) == 0]
     return max(dividing, default=nodes * available)  # where none divides, `check_batch` says what would

@@ -13,7 +13,7 @@ from data_pipeline.base.files import read_json
 from data_pipeline.mixture import Mixture
 from pretrain.comparison import read_run
 from pretrain.config import RunConfig
-from pretrain.engine import device_type
+from pretrain.engine import device_name, device_type
 from pretrain.execution import set_tf32
 from pretrain.model.operator import WEIGHTS_FILE, Operator, load_operator_files
 from pretrain.objective import DenoisingObjective
@@ -29,10 +29,12 @@ class Replayed:
     Attributes:
         rows: for each sample, what the incident says of it, and `again`, its loss now.
         broken: parameters whose gradient is not finite, in the order of the network.
+        devices: what the incident was computed on, and what this is: noise is drawn there.
     """
 
     rows: list[dict[str, Any]]
     broken: list[str]
+    devices: tuple[str, str]
 
     @property
     def text(self) -> str:
@@ -40,7 +42,11 @@ class Replayed:
         agreeing = sum(same(float(row["loss"]), row["again"]) for row in self.rows)
         gradient = f"the gradient is not finite in {', '.join(self.broken[:3])}" if self.broken else ""
         more = f" and {len(self.broken) - 3} more" if len(self.broken) > 3 else ""
-        return f"{agreeing} of {len(self.rows)} losses are as they were; {gradient or 'the gradient is finite'}{more}"
+        verdict = (
+            f"{agreeing} of {len(self.rows)} losses are as they were; {gradient or 'the gradient is finite'}{more}"
+        )
+        then, now = self.devices
+        return verdict + (f"\ncomputed on {then}, where noise is other than on {now}" if then != now else "")
 
 
 def same(one: float, other: float) -> bool:
@@ -79,7 +85,8 @@ def replay(incident: Path) -> Replayed:
         for name, parameter in operator.named_parameters()
         if parameter.grad is not None and not parameter.grad.isfinite().all()
     ]
-    return Replayed([row | {"again": losses[row["position"]]} for row in record["samples"]], broken)
+    rows = [row | {"again": losses[row["position"]]} for row in record["samples"]]
+    return Replayed(rows, broken, (record.get("device", device_name()), device_name()))
 
 
 def _losses(

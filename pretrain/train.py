@@ -22,6 +22,7 @@ from pretrain.checkpoint import newest_step, operator_weights
 from pretrain.comparison import read_run
 from pretrain.engine import start_process_group, update
 from pretrain.execution import begin_micro_batch
+from pretrain.fragments import release
 from pretrain.incidents import check_may_go_back, go_back, record_incident, rollbacks
 from pretrain.model.operator import WEIGHTS_FILE
 from pretrain.run import (
@@ -91,12 +92,12 @@ def train_on(
                 if done == training.steps or done % training.log_every == 0:
                     tracker.metrics(done, step.losses | figures(run, step, done) | throughput.figures())
             if step.written:
-                publish(run, tracker)
+                publish(run, tracker, hurried=step.stop)
             regular = done % training.checkpoint_every == 0 and not run.state.guard.in_a_row
             if regular or preempted or done == training.steps:
-                publish(run, tracker)
+                publish(run, tracker, hurried=step.stop)
                 save(run, done)
-    publish(run, tracker)
+    publish(run, tracker, hurried=preempted)
     if not preempted:
         finish(run, tracker, done)
     run.engine.destroy()
@@ -173,7 +174,7 @@ def back(run: Parts, done: int) -> Literal["gone back"]:
     )[0]  # fmt: skip
     check_may_go_back(folder, run.config.training, done, times, offenders)
     together(lambda: go_back(folder, run.config, done, to_step, offenders), "go back", folder, only_first=True)
-    run.engine.destroy()
+    release(run.engine)
     return "gone back"
 
 
@@ -183,10 +184,10 @@ def save(run: Parts, done: int) -> None:
     run.checkpoints.begin(run.engine, run.operator, done, run.mixture.digest(done), state.state(), state.average)
 
 
-def publish(run: Parts, tracker: Tracker | None) -> None:
-    """Publish the checkpoint that was begun last, and validate its operator. Collective."""
+def publish(run: Parts, tracker: Tracker | None, *, hurried: bool = False) -> None:
+    """Publish the checkpoint that was begun last, and validate its operator unless a deadline runs. Collective."""
     checkpoint = run.checkpoints.finish()
-    if checkpoint and run.config.training.validation_trajectories:
+    if checkpoint and not hurried and run.config.training.validation_trajectories:
         validate(run.folder, run.config, checkpoint, run.device, tracker)
 
 

@@ -20,7 +20,8 @@ from pretrain.comparison import read_run
 from pretrain.evaluate import evaluate
 from pretrain.model import load_operator_files
 from pretrain.run import read_status
-from tests.training import MODEL, STEPS, prepare, start_ranks, wait_for
+from tests.rank_group import run_in_ranks
+from tests.training import MODEL, STEPS, prepare, start_ranks, wait_for, watched
 
 
 @pytest.fixture(scope="module")
@@ -190,3 +191,31 @@ def test_a_folder_with_a_run_of_another_network_is_refused(data: dict[str, Any],
     prepare(data, tmp_path)  # the same again: nothing to say
     with pytest.raises(ConfigError, match=r"model\.network\.depth: 1 in the folder, 2 asked for"):
         prepare(data, tmp_path, model=MODEL | {"depth": 2})
+
+
+def order_of_a_stop(folder: Path, steps: int) -> list[str]:
+    """What rank 0 does in a run that is asked to stop after so many steps: steps, checkpoints, validations."""
+    from pretrain import train
+
+    events: list[str] = []
+    true_save, true_step = train.save, train.train_step
+
+    def save(run: Any, done: int) -> None:
+        events.append(f"save {done}")
+        true_save(run, done)
+
+    def step(run: Any, batches: Any, number: int, stop: bool) -> Any:
+        events.append(f"step {number}, asked to stop" if stop else f"step {number}")
+        return true_step(run, batches, number, stop)
+
+    train.save, train.train_step = save, step  # type: ignore[assignment]
+    train.validate = lambda _, __, checkpoint, *___: events.append(f"validate {checkpoint.name}")  # type: ignore
+    assert watched(folder, steps).status == "preempted"
+    return events
+
+
+def test_a_request_to_stop_saves_before_all_else(data: dict[str, Any], tmp_path: Path) -> None:
+    """A validation could outlast the time that is left. Here the checkpoint of step 3 waits for one."""
+    folder = prepare(data, tmp_path, validation_trajectories=1)
+    events = run_in_ranks(order_of_a_stop, 2, folder, 4)[0]
+    assert events[events.index("step 3, asked to stop") :] == ["step 3, asked to stop", "save 4"]

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pretrain.checkpoint import Checkpoints, find_newest, restore
-from pretrain.fragments import fragments, full_weights, inner_optimizer, state_keys
+from pretrain.fragments import fragments, full_weights, inner_optimizer, release, state_keys
 from tests.checkpoints import CONFIG
 from tests.rank_group import run_in_ranks
 from tests.stages import engine_of, one_step
@@ -111,3 +111,25 @@ def test_the_optimizers_state_goes_on_at_any_stage(tmp_path: Any, optimizer: str
         assert [problem for problem, _ in outcomes] == [""] * len(moves)
         expected = {"exp_avg,exp_avg_sq"} | ({"momentum_buffer"} if optimizer == "muon" else set())
         assert all(set(kinds) - {""} == expected for _, kinds in outcomes)
+
+
+def left_behind(stages: list[int]) -> list[int]:
+    """Bytes of weights and optimizer states that are still there once the engine has been released."""
+    found = []
+    for stage in stages:
+        engine = engine_of(stage)
+        for step in range(2):
+            one_step(engine, step)
+        tensors: list[Tensor] = [*engine.module.parameters(), *(part.owner for part in fragments(engine))]
+        tensors += [p.ds_tensor for p in engine.module.parameters() if hasattr(p, "ds_tensor")]
+        states = inner_optimizer(engine).state.values()
+        tensors += [value for state in states for value in state.values() if isinstance(value, Tensor)]
+        assert sum(tensor.untyped_storage().nbytes() for tensor in tensors) > 0
+        release(engine)
+        found.append(sum(tensor.untyped_storage().nbytes() for tensor in tensors))
+    return found
+
+
+def test_a_released_engine_holds_nothing() -> None:
+    """Else the next one, after a roll-back, would have to fit beside it on the GPU."""
+    assert run_in_ranks(left_behind, RANKS, [0, 1, 2, 3]) == [[0, 0, 0, 0]] * RANKS

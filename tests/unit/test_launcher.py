@@ -103,14 +103,14 @@ def test_gpus_that_torch_cannot_use_are_not_passed_over(monkeypatch: pytest.Monk
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr(node, "has_cuda", lambda: False)
-    node._check_gpus()
+    node.check_gpus()
     monkeypatch.setattr(node, "has_cuda", lambda: True)
     with pytest.raises(ConfigError, match=r"(?s)cannot use this machine's GPUs.*DS_ACCELERATOR=cpu"):
-        node._check_gpus()
+        node.check_gpus()
     for name, value in (("DS_ACCELERATOR", "cpu"), ("CUDA_VISIBLE_DEVICES", "")):
         with monkeypatch.context() as asked:
             asked.setenv(name, value)
-            node._check_gpus()
+            node.check_gpus()
 
 
 def test_a_launcher_settles_the_ranks_of_a_job() -> None:

@@ -85,7 +85,7 @@ def after_training(
     results = []
     for optimizer, stage in runs:
         module, config = network(), training(optimizer, zero_stage=stage)
-        settings = deepspeed_config(config, dist.get_world_size()) | {
+        settings = deepspeed_config(config, dist.get_world_size(), 1000) | {
             "train_micro_batch_size_per_gpu": SAMPLES // dist.get_world_size(), "gradient_accumulation_steps": 1,
             "zero_allow_untested_optimizer": True,
         }  # fmt: skip
