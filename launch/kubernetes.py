@@ -13,17 +13,25 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import yaml
 
+from data_pipeline.base.config import load
 from data_pipeline.base.errors import ConfigError, PdepotError
+from launch.launcher import Launcher
 from launch.messages import exit_code
 
 _LONGEST_NAME = 40  # KubeRay adds to it, for names that may have 63 characters
+_SECONDS_FOR_LOGS = 600
+"""After the end, for somebody to read the head's logs before it goes."""
 _LABEL = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?"
 _SUBDOMAIN = rf"{_LABEL}(\.{_LABEL})*"
+_NO_SERVER = (
+    "warning: neither --secret nor --config-map, so no MLFLOW_TRACKING_URI: the tracking database is a SQLite file on "
+    "the volume, runs/mlflow.db, which a network disk may not lock safely. Name a server there."
+)
 
 
 @dataclass(frozen=True)
@@ -87,6 +95,7 @@ def ray_job(pods: Pods, config: str, settings: Sequence[str]) -> dict[str, Any]:
         "submissionMode": "HTTPMode",
         "entrypoint": f"cd {shlex.quote(pods.mount)} && exec {shlex.join(driver)}",
         "shutdownAfterJobFinishes": True,
+        "ttlSecondsAfterFinished": _SECONDS_FOR_LOGS,
         "backoffLimit": pods.retries,
         "rayClusterSpec": _cluster_spec(pods),
     }
@@ -145,6 +154,28 @@ def _pod(pods: Pods, container: str) -> dict[str, Any]:
     }
 
 
+def check_ranks(pods: Pods, config: Path, settings: Sequence[str]) -> None:
+    """Refuse now what would end the driver within the cluster, once for each of its retries.
+
+    Args:
+        pods: where the ranks are to run.
+        config: this machine's copy of the configuration.
+        settings: `key=value` for it.
+
+    Raises:
+        ConfigError: the configuration is wrong, or its batch does not divide among the ranks.
+    """
+    from launch.pipeline import load_finetuning
+    from launch.ranks import check_launch
+    from pretrain.config import PretrainConfig
+
+    job = load(PretrainConfig, config, settings)
+    here = job.finetune is not None and (config.parent / job.finetune).is_file()
+    finetuning = load_finetuning(job, config.parent) if here else None
+    for training in [job.training, *([finetuning[0].training] if finetuning else [])]:
+        check_launch(training, Launcher("ray", pods.nodes, pods.gpus_per_node))
+
+
 def create(manifest: dict[str, Any]) -> None:
     """Hand the manifest to the cluster that kubectl is set up for.
 
@@ -178,10 +209,11 @@ def _flag(key: str) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="pretrain.sh --launcher kubernetes", description="Pretrain on Kubernetes, with the KubeRay operator.",
-        epilog="example: bash launch/pretrain.sh configs/pretrain/demo.yaml --launcher kubernetes --nodes 2 "
-        "--gpus-per-node 8 --image registry/pdepot:1 --claim pdepot --secret mlflow training.steps=1000",
+        epilog="example: bash launch/pretrain.sh configs/pretrain/modern.yaml --launcher kubernetes --nodes 2 "
+        "--gpus-per-node 8 --image registry/pdepot:1 --claim pdepot --secret mlflow training.micro_batch=8",
     )  # fmt: skip
-    parser.add_argument("config", nargs="?", help="pretraining configuration: a path on the volume")
+    parser.add_argument("config", nargs="?", help="pretraining configuration: a path on the volume; what lies "
+                        "here under the same path is checked before anything is created")  # fmt: skip
     parser.add_argument("settings", nargs="*", metavar="key=value", help="settings that replace those of the file")
     parser.add_argument("--image", required=True, help="image with pdepot installed")
     parser.add_argument("--claim", required=True, help="volume claim that all pods mount: configurations, data, runs")
@@ -205,7 +237,7 @@ def run(arguments: Sequence[str]) -> int:
     """Render the manifest that the arguments ask for, and print it (`--dry-run`) or create it.
 
     Raises:
-        ConfigError: arguments that Kubernetes would refuse.
+        ConfigError: arguments that Kubernetes would refuse, or as `check_ranks` where the configuration is here, too.
         PdepotError: as `create`.
     """
     options = vars(_parser().parse_intermixed_args(arguments))
@@ -216,6 +248,10 @@ def run(arguments: Sequence[str]) -> int:
     stem = PurePosixPath(config or "pdepot").stem
     options["name"] = options["name"] or re.sub("[^a-z0-9]+", "-", stem.lower()).strip("-")[:_LONGEST_NAME]
     pods = Pods(**options)
+    if not cluster and Path(config).is_file():
+        check_ranks(pods, Path(config), settings)
+    if not cluster and pods.secret is None and pods.config_map is None:
+        print(_NO_SERVER, file=sys.stderr)
     manifest = ray_cluster(pods) if cluster else ray_job(pods, config, settings)
     if dry_run:
         print(_text(manifest), end="")

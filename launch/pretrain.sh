@@ -20,9 +20,12 @@ Sets up a Python environment (once), builds the data that CONFIG names, and pret
 
 examples:
   bash launch/pretrain.sh
-  bash launch/pretrain.sh training.steps=20
-  bash launch/pretrain.sh configs/pretrain/demo.yaml training.steps=20
-  SBATCH_PARTITION=gpu SBATCH_TIMELIMIT=4:00:00 bash launch/pretrain.sh CONFIG --launcher slurm --nodes 2 --gpus-per-node 8
+  bash launch/pretrain.sh training.steps=20 output=runs/short
+  bash launch/pretrain.sh configs/pretrain/families.yaml training.steps=20 output=runs/short-families
+  SBATCH_PARTITION=gpu SBATCH_TIMELIMIT=4:00:00 SBATCH_CPUS_PER_GPU=8 \
+      bash launch/pretrain.sh configs/pretrain/modern.yaml --launcher slurm --nodes 1 --gpus-per-node 8
+
+training.batch_size / training.micro_batch must be a multiple of all training processes (nodes x GPUs).
 
 environment:
   PDEPOT_PYTHON   the Python (3.11 or newer) to make the environment with
@@ -91,10 +94,6 @@ if [[ -d "$environment/torch_extensions" ]]; then
 fi
 if [[ "$launcher" == kubernetes ]]; then
     exec "$python" -m launch.kubernetes "$@" ${options+"${options[@]}"}
-fi
-# What a login node has says nothing of the nodes that Slurm gives; `launch.node` looks on each of them.
-if [[ "$launcher" != slurm ]] && ! nvidia-smi -L >/dev/null 2>&1; then
-    export DS_ACCELERATOR="${DS_ACCELERATOR:-cpu}"
 fi
 [[ "$launcher" == local ]] || options+=(--launcher "$launcher")
 exec "$python" -m launch.pipeline "$config" "$@" ${options+"${options[@]}"}

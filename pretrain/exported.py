@@ -120,7 +120,7 @@ def require_onnx() -> None:
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
     if missing:
         raise ConfigError(f"ONNX files need {' and '.join(missing)}", key="format", found="not installed",
-                          remedy="pip install 'pdepot[export]'")  # fmt: skip
+                          remedy="in the checkout: pip install -e '.[export]'")  # fmt: skip
 
 
 def _description_text(file: Path) -> str:

@@ -119,7 +119,7 @@ class RemoteFolder:
         except FileNotFoundError:
             raise DataError("no such file, folder or bucket", file=url) from None
         except (ImportError, ValueError) as error:
-            remedy = "pip install 'pdepot[s3]' or 'pdepot[gcs]'"
+            remedy = "in the checkout: pip install -e '.[s3]' or '.[gcs]'"
             raise DataError("no file system for this URL", file=url, found=error, remedy=remedy) from None
         except Exception as error:  # each store's client has errors of its own, not all of them OSError
             remedy = "check the URL, the network and your credentials, then run the same command again"

@@ -17,7 +17,11 @@ def add_model_commands(commands: Commands) -> None:
     """Add them to their group."""
     add_command(commands, "list", _list_models, "list the registered models", "models list")
     add = add_command(
-        commands, "show", _show_model, "show a model's versions, figures and lineage", "models show pdepot-demo"
+        commands,
+        "show",
+        _show_model,
+        "show a model's versions, figures and lineage",
+        "models show models:/pdepot-demo@champion",
     )
     add.add_argument("model", help="models:/NAME@ALIAS or models:/NAME/VERSION")
     add = add_command(
@@ -61,7 +65,7 @@ def _add_file_commands(commands: Commands) -> None:
         "export",
         _export_model,
         "write an operator as a file for other programs",
-        "models export models:/demo@champion ns.onnx --format onnx --dataset navier_stokes_2d",
+        "models export models:/pdepot-demo@champion ns.onnx --format onnx --dataset navier_stokes_2d",
     )
     add.add_argument("model", help="models:/NAME@ALIAS, models:/NAME/VERSION, or a folder with an operator")
     add.add_argument("file", type=Path, help="a new file: .pt2 (torch, aoti), .onnx (onnx), .pth (reference)")

@@ -16,7 +16,7 @@ def add_run_commands(commands: Commands) -> None:
         ("watch", _watch_run, "show a run live until it ends; exit code 1 unless it has finished"),
         ("sync", _sync_run, "send MLflow what its server has missed of a run"),
     ):
-        add = add_command(commands, name, handler, text, f"runs {name} runs/demo")
+        add = add_command(commands, name, handler, text, f"runs {name} runs/demo/pretrain")
         add.add_argument("run", type=Path, metavar="RUN", help="a run's folder, or one with a single run below it")
 
 

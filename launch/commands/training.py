@@ -20,7 +20,7 @@ def add_training_commands(commands: Commands) -> None:
         "pretrain",
         _pretrain,
         "train an operator on a mixture of datasets, evaluate and register it",
-        "pretrain configs/pretrain/turbulence.yaml training.steps=100",
+        "pretrain configs/pretrain/demo.yaml training.steps=100 output=runs/short registry=null",
     )
     add.add_argument("config", type=Path, help="a pretraining configuration; its datasets must have been built")
     add.add_argument(

@@ -1,6 +1,6 @@
 """Baselines of the field: architectures of the `neuraloperator` package, behind the interface of our own network.
 
-The package is wrapped, not rewritten, and imported only where a baseline is used: pip install 'pdepot[baselines]'.
+The package is wrapped, not rewritten, and imported only where a baseline is used: pip install -e '.[baselines]'.
 """
 
 import importlib
@@ -194,7 +194,7 @@ def _models() -> ModuleType:
     except ImportError as error:
         raise ConfigError(
             "the baselines' library cannot be imported", key="library", found=error,
-            expected="neuraloperator, installed", remedy="pip install 'pdepot[baselines]'",
+            expected="neuraloperator, installed", remedy="in the checkout: pip install -e '.[baselines]'",
         ) from None  # fmt: skip
 
 

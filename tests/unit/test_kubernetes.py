@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -16,11 +17,16 @@ import jsonschema
 import pytest
 import yaml
 
+from data_pipeline.base.config import load
 from data_pipeline.base.errors import ConfigError, PdepotError
-from launch.kubernetes import Pods, create, ray_cluster, ray_job, run
-from launch.launcher import add_launcher_flags, launcher_of
+from launch.kubernetes import Pods, _parser, create, ray_cluster, ray_job, run
+from launch.launcher import Launcher, add_launcher_flags, launcher_of
+from launch.pipeline import load_finetuning
+from launch.ranks import check_launch
+from pretrain.config import PretrainConfig
 
-SCHEMAS = Path(__file__).resolve().parents[1] / "data/crds"
+ROOT = Path(__file__).resolve().parents[2]
+SCHEMAS = ROOT / "tests/data/crds"
 PODS = Pods("demo", "registry.example/pdepot:1", "pdepot", 3, 8, secret="mlflow", config_map="nccl")
 
 
@@ -104,6 +110,7 @@ def test_every_node_has_its_gpus_the_volume_and_the_environment() -> None:
 def test_a_job_ends_with_its_cluster_and_is_tried_again() -> None:
     spec = job(pods=Pods("one", "image", "claim", retries=2, deadline=3600))["spec"]
     assert spec["shutdownAfterJobFinishes"] is True
+    assert spec["ttlSecondsAfterFinished"] == 600  # to read its logs before it goes
     assert (spec["backoffLimit"], spec["activeDeadlineSeconds"]) == (2, 3600)
     assert "activeDeadlineSeconds" not in job()["spec"]
 
@@ -171,6 +178,65 @@ def test_dry_run_prints_the_manifest(capsys: pytest.CaptureFixture[str]) -> None
 def test_a_job_has_a_configuration_and_a_cluster_has_none(arguments: list[str]) -> None:
     with pytest.raises(ConfigError, match="CONFIG"):
         run(arguments)
+
+
+DEMO = "configs/pretrain/demo.yaml"  # 16 samples a step, 8 at once: two ranks at most
+FLAGS = ["--image", "image:1", "--claim", "pdepot", "--dry-run"]
+
+
+def test_an_impossible_batch_costs_no_cluster(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    assert run([DEMO, *FLAGS, "--nodes", "2", "training.steps=5"]) == 0
+    assert "SQLite" in capsys.readouterr().err
+    assert run([DEMO, *FLAGS, "--nodes", "2", "--secret", "mlflow"]) == 0
+    assert capsys.readouterr().err == ""
+    for settings in ([], ["finetune=null"]):
+        with pytest.raises(ConfigError, match="a batch that does not divide"):
+            run([DEMO, *FLAGS, "--nodes", "2", "--gpus-per-node", "8", *settings])
+    with pytest.raises(ConfigError, match="a batch that does not divide"):  # the fine-tuning's: it has its own
+        run([DEMO, *FLAGS, "--nodes", "2", "--gpus-per-node", "8", "training.batch_size=128"])
+    with pytest.raises(ConfigError, match="stepz"):
+        run([DEMO, *FLAGS, "training.stepz=1"])
+
+
+def examples() -> Iterator[list[str]]:
+    """What follows `launch/pretrain.sh` where the documents, help texts and the epilog show several ranks."""
+    for file in ("README.md", "docs/launching.md", "launch/pretrain.sh"):
+        for line in (ROOT / file).read_text().splitlines():
+            for words in re.findall(r"launch/pretrain\.sh (configs/[^`|#]*--nodes[^`|#]*)", line):
+                yield shlex.split(words)
+    yield shlex.split(_parser().epilog or "")[3:]
+
+
+def test_examples_with_several_ranks_run_with_the_configurations_that_are_shipped() -> None:
+    found = list(examples())
+    assert len(found) >= 6
+    for words in found:
+        parser = argparse.ArgumentParser()
+        parser.add_argument("--launcher", default="local")
+        for flag in ("--nodes", "--gpus-per-node"):
+            parser.add_argument(flag, type=int)
+        options, rest = parser.parse_known_args(words)
+        config = load(PretrainConfig, ROOT / words[0], [word for word in rest[1:] if "=" in word])
+        kind = "ray" if options.launcher == "kubernetes" else options.launcher
+        launcher = Launcher(kind, options.nodes or 1, options.gpus_per_node)
+        finetuning = load_finetuning(config, (ROOT / words[0]).parent)
+        for training in [config.training, *([finetuning[0].training] if finetuning else [])]:
+            check_launch(training, launcher)
+
+
+def test_the_example_of_the_help_makes_a_manifest(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    words = shlex.split(_parser().epilog or "")
+    assert words[:3] == ["example:", "bash", "launch/pretrain.sh"]
+    at = words.index("--launcher")
+    assert words[at + 1] == "kubernetes"  # which pretrain.sh takes for itself
+    assert run([*words[3:at], *words[at + 2 :], "--dry-run"]) == 0
+    check(yaml.safe_load(capsys.readouterr().out), "RayJob")
 
 
 KUBECTL = """#!{python}
