@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from data_pipeline.base.files import digest, read_json, write_json
 from data_pipeline.config import DatasetConfig
 from finetune.config import FinetuneConfig
@@ -17,6 +19,7 @@ from pretrain.engine import device_type
 from pretrain.evaluate import Evaluation, evaluate
 from pretrain.job import number_of_ranks, open_stores, prepare_pretraining
 from pretrain.lineage import lineage
+from pretrain.metrics_log import read_history
 from pretrain.model.operator import load_operator_files
 from pretrain.pictures import picture_error_over_time, picture_rollout
 from pretrain.run import finished_operator
@@ -92,20 +95,29 @@ def evaluate_run(
         evaluations.append(evaluate(operator, store, score=dataset.score, **settings))
         store.close()
     write_json(path / "evaluation.json", [e.model_dump(mode="json") for e in evaluations])
+    del operator
+    torch.cuda.empty_cache()  # what follows, fine-tuning say, is other processes; does nothing without a GPU
     return evaluations
 
 
 def log_evaluations(path: Path, run: RunConfig, evaluations: Sequence[Evaluation], uri: str) -> None:
-    """Put figures and pictures on the run's page in MLflow, once for each server."""
+    """Put figures and pictures on the run's page in MLflow, once for each server; and again if they have changed."""
     key = digest([uri, *(e.model_dump(mode="json") for e in evaluations)])
     marker = path / "evaluation_logged.json"
     if marker.exists() and read_json(marker) == key:
         return
     tracker = Tracker.start(uri, run.tracking.experiment, run.name, resume_from=path / "tracking.json")
+    step = run.training.steps
+    noted = read_history(path).steps.get(step)
+    known = noted.values if noted else {}
     for e in evaluations:
         errors = {f"relative_l2/{e.dataset}": e.relative_l2, f"one_step/{e.dataset}": e.one_step}
         errors[f"persistence/{e.dataset}"] = e.persistence
-        tracker.metrics(run.training.steps, {name: value for name, value in errors.items() if value is not None})
+        # What is noted already reaches every server from there. As text, since nan is not equal to itself.
+        new = {n: value for n, value in errors.items() if value is not None and str(value) != str(known.get(n))}
+        if new:
+            tracker.again(new)
+            tracker.metrics(step, new)
         tracker.figure(picture_error_over_time({run.name: e}), f"{e.dataset}-error.png")
         if e.example is not None:
             tracker.figure(picture_rollout(e.example), f"{e.dataset}-rollout.png")

@@ -15,6 +15,8 @@ so any number of ranks and any ZeRO stage can go on from them. DeepSpeed's own c
 are pickles.
 """
 
+import json
+import os
 import re
 import shutil
 import threading
@@ -32,8 +34,8 @@ from torch import Tensor
 from data_pipeline.base.errors import CheckpointError, PdepotError
 from data_pipeline.base.files import (
     digest,
+    disk_errors,
     publish_directory,
-    read_json,
     remove_tree,
     replace_file,
     sha256_file,
@@ -45,13 +47,14 @@ from pretrain.ema import WeightAverage
 from pretrain.fragments import fragments, full_weights, inner_optimizer, state_keys
 from pretrain.model.operator import CONFIG_FILE, WEIGHTS_FILE, Operator
 from pretrain.state_files import Stretches, write_tensors
-from pretrain.together import together
+from pretrain.together import agreed, together
 
 _VERSION = 3
 _MANIFEST = "manifest.json"
 _READABLE = (checkpoint_v2.VERSION, _VERSION)
 _PREFIX = "operator."  # of the operator's weights in what is trained, `pretrain.objective`
 _NAME = re.compile(r"step-(\d{8,})")
+_ABSENT = (FileNotFoundError, NotADirectoryError)  # the only errors of a disk that say something about its content
 State = Literal["idle", "writing", "written", "failed"]
 
 
@@ -311,7 +314,7 @@ def find_newest(
         rejected[name] = f"{', '.join(damage)}: another digest than in the manifest"
         if dist.get_rank() == 0:
             print(f"checkpoint {path} is damaged ({rejected[name]}); going back to the one before it", flush=True)
-    found = Found(path, _read_manifest(path))
+    found = Found(path, agreed(partial(_read_manifest, path), "read a checkpoint", path))
     _check_same_run(found, identity if found.own_format else identity_v2, schedules(found.step))
     return found
 
@@ -392,8 +395,13 @@ def rank_files(path: Path, first: int = 0) -> list[Path]:
 
 
 def newest_step(folder: Path) -> int | None:
-    """Steps done in the newest checkpoint whose files are there; None without any."""
-    newest, _ = _propose(folder, {})
+    """Steps done in the newest checkpoint whose files are there; None without any.
+
+    Raises:
+        DataError: the disk does not say.
+    """
+    with disk_errors():
+        newest, _ = _propose(folder, {})
     return step_of(folder / newest) if newest else None
 
 
@@ -418,18 +426,23 @@ def _propose(folder: Path, rejected: Mapping[str, str]) -> tuple[str | None, dic
 
 def _list(folder: Path) -> list[Path]:
     """Checkpoint folders, newest first."""
-    found = [p for p in folder.glob("step-*") if _NAME.fullmatch(p.name)] if folder.is_dir() else []
+    try:
+        with os.scandir(folder) as entries:  # `Path.glob` takes a folder that cannot be read for an empty one
+            found = [folder / entry.name for entry in entries if _NAME.fullmatch(entry.name)]
+    except _ABSENT:
+        return []
     return sorted(found, key=step_of, reverse=True)
 
 
 def _misfit(path: Path) -> str:
-    """What is wrong with a checkpoint's manifest or its files' sizes; empty when nothing is."""
+    """What is wrong with a checkpoint's manifest or its files' sizes; empty when nothing is. Raises OSError when the
+    disk does not say: that is no damage, for which a run goes back and the next save deletes what stands here."""
     try:
         for name, (size, _) in _read_manifest(path)["files"].items():
             found = (path / name).stat().st_size
             if found != size:
                 raise CheckpointError("a file has another size", file=path / name, found=found, expected=size)
-    except (PdepotError, OSError) as error:
+    except (PdepotError, *_ABSENT) as error:
         return str(error)
     except (KeyError, TypeError, ValueError, AttributeError) as error:  # of version 2, which has no checksum
         return f"the manifest is damaged: {type(error).__name__}: {error}"
@@ -437,9 +450,12 @@ def _misfit(path: Path) -> str:
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
-    """A checkpoint's manifest. Raises CheckpointError unless it is as it was written."""
+    """A checkpoint's manifest. Raises CheckpointError unless it is as it was written, OSError if it cannot be read."""
     file = path / _MANIFEST
-    content = read_json(file)
+    try:
+        content = json.loads(file.read_bytes())
+    except ValueError as error:
+        raise CheckpointError("the manifest of a checkpoint is damaged", file=file, found=error) from None
     if not isinstance(content, dict):
         raise CheckpointError("the manifest of a checkpoint is damaged", file=file, found=type(content).__name__)
     if content.get("version") == checkpoint_v2.VERSION and "checksum" not in content:

@@ -1,8 +1,9 @@
 """A run's records on their way to MLflow: in order, each once, whenever the server answers.
 
 What has been delivered is a position in `metrics.jsonl` and, for each metric, the last step; both stand in
-`tracking.json` beside the run's number. A request whose answer got lost is made again with the same figures and times,
-which MLflow takes for the same points. Steps that a run repeats after a kill are delivered the first time only.
+`tracking.json` beside the run's number, for each server that the run has been tracked to. A request whose answer got
+lost is made again with the same figures and times, which MLflow takes for the same points. Steps that a run repeats
+after a kill are delivered the first time only, unless the log says that they came out otherwise.
 """
 
 import re
@@ -43,17 +44,33 @@ class Delivery:
         self.log = file.with_name(METRICS_FILE)
         self._names = {"experiment": experiment, "run_name": run_name}
         self._client: MlflowClient | None = None
+        self._place = without_password(uri)
         self._load()
 
+    @property
+    def new(self) -> bool:
+        """Whether no server has had the run yet."""
+        return self.run_id is None and not self._servers
+
     def _load(self) -> None:
+        """Read how far this server has got. The top level of the file is the last server's state, and all there is
+        in files of earlier versions; the oldest do not say whose it is."""
         state = read_json(self.file) if self.file.exists() else {}
+        self._servers: dict[str, dict[str, Any]] = dict(state.get("servers", {}))
+        if state.get("run_id"):
+            last = {key: state[key] for key in ("run_id", "position", "sent") if key in state}
+            self._servers.setdefault(state.get("uri", self._place), last)
+        self._take(self._servers.get(self._place, {}))
+
+    def _take(self, state: Mapping[str, Any]) -> None:
         self.run_id: str | None = state.get("run_id")
         self.position = int(state.get("position", 0))
         self._sent: dict[str, int] = dict(state.get("sent", {}))
 
     def _save(self) -> None:
-        where = {"uri": without_password(self.uri), **self._names}
-        write_json(self.file, {"run_id": self.run_id, "position": self.position, "sent": self._sent, **where})
+        state = {"run_id": self.run_id, "position": self.position, "sent": self._sent}
+        self._servers[self._place] = state
+        write_json(self.file, {**state, "uri": self._place, **self._names, "servers": self._servers})
 
     def open(self) -> MlflowClient:
         """Find the run at the server, or make it there; one that the server has lost is made again, from its records.
@@ -66,13 +83,14 @@ class Delivery:
         client = connect(self.uri)
         with registry_errors("the MLflow run cannot be started", self.uri):
             if self.run_id is not None and not _exists(client, self.run_id):
-                print(f"MLflow: {without_password(self.uri)} does not hold run {self.run_id}; starting a new one",
-                      flush=True)  # fmt: skip
+                print(f"MLflow: {self._place} does not hold run {self.run_id}; starting a new one", flush=True)
                 self.run_id = None
+            if self.run_id is None:
+                # A server that has one of the run's numbers is one of its servers under another name.
+                self._take(next((s for s in self._servers.values() if _exists(client, s["run_id"])), {}))
             if self.run_id is None:
                 number = experiment_id(client, self.uri, self._names["experiment"])
                 self.run_id = str(client.create_run(number, run_name=self._names["run_name"]).info.run_id)
-                self.position, self._sent = 0, {}
                 self._save()
         self._client = client
         return client
@@ -155,6 +173,9 @@ class Delivery:
             case "file":
                 path, folder = self.file.parent / record["path"], record["folder"]
                 self._deliver(f"{path} is not uploaded", partial(_upload, path=path, folder=folder))
+            case "again":
+                for name in record["names"]:
+                    self._sent.pop(_key(name), None)
             case "rollback":
                 self._sent = {name: min(step, record["step"]) for name, step in self._sent.items()}
             case "end":
@@ -176,7 +197,7 @@ class Delivery:
             reason = brief(error)
         else:
             return
-        print(f"MLflow: {consequence}, {without_password(self.uri)}: {reason}", flush=True)
+        print(f"MLflow: {consequence}, {self._place}: {reason}", flush=True)
 
     def _send_params(self, client: MlflowClient, run_id: str, content: Mapping[str, str]) -> None:
         """Log a configuration; what differs from an earlier one becomes a tag, since MLflow's parameters are final."""
@@ -189,8 +210,11 @@ class Delivery:
         known = {**data.params, **changes}
         changed = {name: text for name, text in wanted.items() if known.get(name, text) != text}
         if changed:
+            # Another configuration gives other figures: its steps are not repetitions. That is kept first: if the
+            # answer to the tags got lost, the next attempt would find nothing changed. All before this record is sent.
+            self._sent = {}
+            self._save()
             _set_tags(client, run_id, {f"changed.{name}": text for name, text in changed.items()})
-            self._sent = {}  # another configuration gives other figures: its steps are not repetitions
 
 
 def find_delivery(folder: Path, uri: str | None = None) -> Delivery:

@@ -7,7 +7,7 @@ costs a printed line: what it has not taken it gets later, from this process, fr
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -123,7 +123,7 @@ class Tracker:
             RegistryError: the run is new, and the server or the experiment cannot be used.
         """
         delivery = Delivery(uri, resume_from, experiment, run_name)
-        if delivery.run_id is None:
+        if delivery.new:
             delivery.open()
         return cls(delivery)
 
@@ -146,6 +146,10 @@ class Tracker:
         """Note figures of a step. They are on disk when this returns, and at the server seconds later."""
         with self._disk():
             self._log.figures(step, values)
+
+    def again(self, names: Iterable[str]) -> None:
+        """Figures of these names are measured anew, also at steps that have one; MLflow gets the new ones, too."""
+        self._note("again", names=sorted(names))
 
     def tags(self, content: Mapping[str, Any]) -> None:
         """Set tags of the run; nested ones are flattened."""

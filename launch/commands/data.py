@@ -36,7 +36,7 @@ def add_data_commands(commands: Commands) -> None:
         "convert",
         _convert,
         "read a published dataset into a Zarr store",
-        "data convert 2D_diff-react_NA_NA.h5 --name diff_react convert.splits={test: 0.1}",
+        "data convert 2D_diff-react_NA_NA.h5 --name diff_react convert.splits='{test: 0.1}'",
     )
     add.add_argument("source", type=Path, help="configuration of the dataset, or its files in a published layout")
     add.add_argument("--name", help="the dataset's name, when the source is a path; the path's last part if not given")
@@ -108,7 +108,10 @@ def _generate(options: argparse.Namespace) -> int:
         raise ConfigError(
             "nothing to generate", file=options.config, key="generate", remedy="use: pdepot data convert"
         )
-    print(build_store(config, options.root, ray_address=options.ray_address))
+    try:
+        print(build_store(config, options.root, ray_address=options.ray_address))
+    except ConfigError as error:  # a family knows its parameters, and not the file that they stand in
+        raise error.within(options.config) from None
     return 0
 
 

@@ -1,5 +1,8 @@
 """Steps that cannot be taken: agreed on by all ranks, recorded so that they can be computed again, and left behind."""
 
+import json
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -98,6 +101,17 @@ def test_after_some_in_a_row_the_run_goes_back_and_on_with_other_samples(data: d
     assert (parts / final).read_bytes() == (folder / final).read_bytes()
 
 
+def test_a_row_of_bad_steps_that_is_interrupted_is_one_row(data: dict[str, Any], tmp_path: Path) -> None:
+    bad = [step * BATCH for step in (4, 5, 6)]
+    folder = prepare(data, tmp_path, patience=3)
+    run_in_ranks(spoilt, 2, folder, bad, "loss", 6)  # two of the three
+    assert rollbacks(folder) == []
+    assert run_in_ranks(spoilt, 2, folder, bad, "loss", None)[0].status == "finished"
+    assert rollbacks(folder) == [
+        {"from_step": 7, "to_step": 6, "micro_batches": [bad[2] // MICRO], "positions": bad},
+    ]
+
+
 @pytest.mark.slow
 def test_a_run_that_would_go_back_for_ever_fails(data: dict[str, Any], tmp_path: Path) -> None:
     folder = prepare(data, tmp_path, patience=2, max_rollbacks=1, learning_rate=1e30, clip=0, warmup=0)
@@ -123,4 +137,25 @@ def test_an_incident_can_be_computed_again(
     assert command == f"pdepot replay {found[0]}"
     capsys.readouterr()
     assert main(command.split()[1:]) == 0
-    assert "losses are as they were; the gradient is finite" in capsys.readouterr().out
+    assert "losses are as they were; the gradient is finite\n" in capsys.readouterr().out
+    # Noise is drawn on the device, so another kind of it gives other losses though nothing is wrong.
+    file = found[0] / "incident.json"
+    file.write_text(json.dumps(read_json(file) | {"device": "another GPU"}))
+    assert "computed on another GPU, where noise is other than on cpu" in replay(found[0]).text
+
+
+def test_a_full_disk_costs_the_record_of_a_bad_step_and_not_the_run(tmp_path: Path) -> None:
+    code = """
+import resource, signal, sys
+from pathlib import Path
+from types import SimpleNamespace
+import torch
+from pretrain.incidents import record_incident
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+mixture, model = SimpleNamespace(replaced=(), datasets=[]), SimpleNamespace(model_dump=lambda mode: {})
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+record_incident(Path(sys.argv[1]), 3, "the loss is not finite", [], mixture, model, {"weight": torch.zeros(10000)})
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert "could not be recorded" in done.stdout
+    assert list((tmp_path / "incidents").iterdir()) == []

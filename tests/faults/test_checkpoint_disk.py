@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from itertools import count
@@ -180,6 +181,31 @@ def test_a_folder_that_vanishes_is_an_error_and_not_made_again(quick: Path, when
     assert str(quick / "checkpoints") in message
     assert not there
     assert step == 2
+
+
+def train_while_the_disk_is_slow(folder: Path) -> tuple[str, int, str | None]:
+    """How far the checkpoint is when the loop has it back, the step it has come to since, and what is published."""
+    go, true = threading.Event(), checkpoint.write_tensors
+    # Not for ever: a loop that waits for the disk is to be seen as such.
+    checkpoint.write_tensors = lambda *arguments: (go.wait(20), true(*arguments))[1]
+    trained, checkpoints = Trained(), Checkpoints(folder, IDENTITY, keep=2)
+    trained.steps_to(1)
+    trained.begin(checkpoints)
+    trained.steps_to(2)
+    state = checkpoints.state
+    go.set()
+    published = checkpoints.finish()
+    return state, trained.done, published and published.name
+
+
+def test_the_loop_goes_on_while_the_disk_is_slow(quick: Path) -> None:
+    outcomes = run_in_ranks(train_while_the_disk_is_slow, RANKS, quick / "checkpoints")
+    assert outcomes == [("writing", 2, "step-00000001")] * RANKS
+    whole = quick / "whole"
+    run_in_ranks(write_checkpoints, RANKS, whole, [1])
+    files = {name.removeprefix("step-00000001/"): digest for name, digest in tree(whole).items()}
+    slow = {name.removeprefix("step-00000001/"): digest for name, digest in tree(quick / "checkpoints").items()}
+    assert slow == files, "the step that came after is not in it"
 
 
 def cannot_read(folder: Path) -> str:

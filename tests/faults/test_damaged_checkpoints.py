@@ -1,18 +1,19 @@
 """Damaged checkpoints: the file is named, and all ranks go one checkpoint back together; never trained on."""
 
+import errno
 import json
 import os
 import shutil
-from collections.abc import Callable
-from contextlib import redirect_stdout
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from io import StringIO
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
-import torch
+import torch.distributed as dist
 
-from data_pipeline.base.errors import CheckpointError
+from data_pipeline.base.errors import CheckpointError, DataError
 from data_pipeline.base.files import digest, read_json, write_json
 from pretrain.checkpoint import Checkpoints, newest_step
 from tests.checkpoints import IDENTITY, Trained, find, write_checkpoints
@@ -150,6 +151,74 @@ def go_on_before_damage(folder: Path) -> list[int]:
     return steps
 
 
+@contextmanager
+def unreadable(what: str) -> Iterator[None]:
+    """Within the block the disk gives no answer about the newest checkpoint, or about all of them."""
+    true: dict[tuple[Any, str], Any] = {}
+
+    def fail(where: Any, name: str, hit: Callable[[str], bool]) -> None:
+        true[where, name] = getattr(where, name)
+
+        def call(path: Any = ".", *arguments: Any, **options: Any) -> Any:
+            if hit(str(path)):
+                raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
+            return true[where, name](path, *arguments, **options)
+
+        setattr(where, name, call)
+
+    if what == "manifest":
+        fail(Path, "read_bytes", lambda path: path.endswith("step-00000003/manifest.json"))
+    elif what == "last manifest":  # after the digests were found right
+        reads = []
+        fail(Path, "read_bytes", lambda path: dist.get_rank() == 1 and (reads.append(path), len(reads) == 2)[1])
+    elif what == "size":
+        fail(Path, "stat", lambda path: path.endswith("step-00000003/model.safetensors"))
+    else:
+        fail(os, "scandir", lambda path: path.endswith("checkpoints"))
+    try:
+        yield
+    finally:
+        for (where, name), function in true.items():
+            setattr(where, name, function)
+
+
+UNREADABLE = ("manifest", "last manifest", "size", "folder")
+
+
+def find_what_cannot_be_read(folder: Path) -> list[tuple[str, int]]:
+    """What all ranks say, case by case, and from which step they go on as soon as the disk answers."""
+    outcomes = []
+    for what in UNREADABLE:
+        message = ""
+        with unreadable(what):
+            try:
+                find(folder)
+            except CheckpointError as error:
+                message = str(error)
+        dist.barrier()
+        found = find(folder)
+        outcomes.append((message, found.step if found else 0))
+    return outcomes
+
+
+def test_a_checkpoint_that_cannot_be_read_is_not_damaged(whole: Path, tmp_path: Path) -> None:
+    """Or the run would go back, and its next save delete a checkpoint that is whole."""
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(whole, folder)
+    before = (folder / "step-00000003").stat().st_ino
+    first, second = run_in_ranks(find_what_cannot_be_read, RANKS, folder)
+    assert first == second
+    for message, step in first:
+        assert os.strerror(errno.ESTALE) in message
+        assert "see to the disk or the folder and start the same command again" in message
+        assert step == 3
+    assert (folder / "step-00000003").stat().st_ino == before
+    for what in ("manifest", "size", "folder"):
+        with unreadable(what), pytest.raises(DataError, match=os.strerror(errno.ESTALE)):
+            newest_step(folder)
+    assert newest_step(folder) == 3
+
+
 def test_damaged_checkpoints_do_not_count_among_those_that_are_kept(tmp_path: Path) -> None:
     """Or one that is just written would be the first to go."""
     folder = tmp_path / "checkpoints"
@@ -163,10 +232,10 @@ def test_damaged_checkpoints_do_not_count_among_those_that_are_kept(tmp_path: Pa
 def go_on_from_files_that_change(folder: Path) -> str:
     found = find(folder)
     assert found is not None
-    torch.distributed.barrier()
-    if torch.distributed.get_rank() == 1:
+    dist.barrier()
+    if dist.get_rank() == 1:
         DAMAGES["half"](found.path / "rank-00001.safetensors")
-    torch.distributed.barrier()
+    dist.barrier()
     with pytest.raises(CheckpointError) as caught:
         Trained().go_on(found)
     return str(caught.value)

@@ -3,19 +3,23 @@
 
 import json
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from data_pipeline.base.errors import PdepotError, RegistryError
 from data_pipeline.base.files import read_json
-from pretrain import mlflow_server
-from pretrain.delivery import find_delivery
-from pretrain.metrics_log import read_history
+from launch import jobs
+from pretrain import delivery, mlflow_server
+from pretrain.delivery import Delivery, find_delivery
+from pretrain.metrics_log import MetricsLog, read_history
 from pretrain.tracking import Tracker, check_reachable, connect, default_uri, flatten, ui_command
 
 from mlflow import MlflowClient  # isort: skip
@@ -61,9 +65,23 @@ def start(uri: str, folder: Path, experiment: str = "tests") -> Tracker:
     return Tracker.start(uri, experiment, "run", folder / "tracking.json")
 
 
-def history(tracker: Tracker, name: str) -> list[tuple[int, float]]:
-    points = connect(tracker.uri).get_metric_history(tracker.run_id, name)
+def history(tracker: Tracker | Delivery, name: str) -> list[tuple[int, float]]:
+    points = connect(tracker.uri).get_metric_history(str(tracker.run_id), name)
     return sorted((point.step, point.value) for point in points)
+
+
+def lose_answers(monkeypatch: pytest.MonkeyPatch, name: str) -> list[int]:
+    """The first call of this function of `pretrain.delivery` reaches the server, and its answer never comes back."""
+    true, calls = getattr(delivery, name), list[int]()
+
+    def lost(*arguments: Any, **options: Any) -> None:
+        true(*arguments, **options)
+        calls.append(1)
+        if len(calls) == 1:
+            raise ConnectionError("the answer got lost")
+
+    monkeypatch.setattr(delivery, name, lost)
+    return calls
 
 
 def test_two_processes_share_a_new_database_and_experiment(starters: tuple[str, list[tuple[int, str]]]) -> None:
@@ -178,6 +196,94 @@ def test_a_changed_configuration_is_told_and_its_metrics_are_logged(uri: str, tm
     assert history(tracker, "loss") == [(1, 1.0), (1, 2.0)]  # the third start repeats the second's step
 
 
+@pytest.mark.parametrize("arrives", [True, False])
+def test_figures_of_a_changed_configuration_outlive_a_failure_of_its_tags(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arrives: bool
+) -> None:
+    sender = Delivery(uri, tmp_path / "tracking.json", "tests", "run")
+    log = MetricsLog(sender.log)
+    for rate, steps in ((1.0, (1, 2, 3)), (2.0, (2, 3, 4))):  # the second goes on from step 1
+        log.event("params", content={"rate": str(rate)})
+        for step in steps:
+            log.figures(step, {"loss": rate})
+        if rate == 1.0:
+            sender.send()
+    true = delivery._set_tags
+
+    def killed(*arguments: Any) -> None:
+        if arrives:
+            true(*arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(delivery, "_set_tags", killed)
+        with pytest.raises(KeyboardInterrupt):
+            sender.send()
+    again = find_delivery(tmp_path)  # as another process would
+    for _ in range(2):
+        again.send()
+    assert history(again, "loss") == [(1, 1.0), (2, 1.0), (2, 2.0), (3, 1.0), (3, 2.0), (4, 2.0)]
+    assert connect(uri).get_run(str(again.run_id)).data.tags["changed.rate"] == "2.0"
+
+
+def test_a_run_that_comes_back_to_a_server_goes_on_there(uri: str, tmp_path: Path) -> None:
+    elsewhere = f"sqlite:///{tmp_path / 'elsewhere.db'}"
+    with start(uri, tmp_path / "first") as tracker:  # the experiment is there
+        tracker.finish("FINISHED")
+    shutil.copy(uri.removeprefix("sqlite:///"), tmp_path / "elsewhere.db")
+    file, runs = tmp_path / "run" / "tracking.json", []
+    log = MetricsLog(file.with_name("metrics.jsonl"))
+    for step, place in enumerate((uri, elsewhere, uri), 1):
+        sender = Delivery(place, file, "tests", "run")
+        log.figures(step, {"loss": 1.0 / step})
+        sender.send()
+        runs.append(str(sender.run_id))
+        assert history(sender, "loss") == [(s, 1.0 / s) for s in range(1, step + 1)]
+        # What `runs show`, `runs sync` and earlier versions read is the last server's.
+        top = read_json(file)
+        assert (top["uri"], top["run_id"], top["sent"]) == (place, runs[-1], {"loss": step})
+        assert find_delivery(file.parent).uri == place
+    assert runs[0] == runs[2] != runs[1]
+    assert read_json(file)["servers"].keys() == {uri, elsewhere}
+    # A server that has the run under another name of its own is known by the run's number.
+    (tmp_path / "alias.db").symlink_to(uri.removeprefix("sqlite:///"))
+    alias = Delivery(f"sqlite:///{tmp_path / 'alias.db'}", file, "tests", "run")
+    assert not alias.new
+    alias.send()
+    assert alias.run_id == runs[0]
+    assert history(alias, "loss") == [(s, 1.0 / s) for s in range(1, 4)]
+
+
+def test_an_evaluation_that_is_made_anew_is_shown_anew(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "picture_error_over_time", lambda _: b"png")
+    elsewhere = f"sqlite:///{tmp_path / 'elsewhere.db'}"
+    shutil.copy(uri.removeprefix("sqlite:///"), tmp_path / "elsewhere.db")
+    training, tracking = SimpleNamespace(steps=10), SimpleNamespace(experiment="tests")
+    run: Any = SimpleNamespace(name="run", tracking=tracking, training=training)
+
+    def evaluated(error: float, place: str = uri) -> None:
+        same = {"relative_l2": error, "one_step": None, "persistence": 2.0}
+        e: Any = SimpleNamespace(dataset="x", example=None, model_dump=lambda **_: same, **same)
+        jobs.log_evaluations(tmp_path, run, [e], place)
+
+    evaluated(0.5)
+    calls = lose_answers(monkeypatch, "_log_metrics")
+    for _ in range(2):  # the same ones are no new ones
+        evaluated(0.25)
+    assert calls
+    (tmp_path / "evaluation_logged.json").unlink()  # killed before it was written
+    for place in (uri, elsewhere, uri):
+        evaluated(0.25, place)
+        there = Delivery(place, tmp_path / "tracking.json", "tests", "run")
+        there.send()
+        points = connect(place).get_metric_history(str(there.run_id), "relative_l2/x")
+        assert [(p.step, p.value) for p in sorted(points, key=lambda p: p.timestamp)] == [(10, 0.5), (10, 0.25)]
+        assert history(there, "persistence/x") == [(10, 2.0)]
+    assert read_history(tmp_path).latest()["relative_l2/x"] == 0.25
+
+
 def test_more_figures_than_mlflow_takes_at_once(tracker: Tracker) -> None:
     for step in range(400):
         tracker.metrics(step, {"a": float(step), "b": 0.0, "c": 1.0})
@@ -242,9 +348,13 @@ def test_what_the_server_refuses_is_not_in_the_way(tracker: Tracker, capsys: pyt
     assert history(tracker, "loss") == [(1, 1.0)]
 
 
-def test_a_run_of_an_older_version_goes_on(uri: str, tracker: Tracker, tmp_path: Path) -> None:
+@pytest.mark.parametrize("whose", [True, False])
+def test_a_run_of_an_older_version_goes_on(uri: str, tracker: Tracker, tmp_path: Path, whose: bool) -> None:
     tracker.finish("KILLED")
-    (tmp_path / "tracking.json").write_text(json.dumps({"run_id": tracker.run_id, "sent": {"loss": 4}}))
+    state = {"run_id": tracker.run_id, "sent": {"loss": 4}} | ({"uri": uri, "position": 0} if whose else {})
+    (tmp_path / "tracking.json").write_text(json.dumps(state))
+    if whose:
+        assert Delivery("http://elsewhere", tmp_path / "tracking.json", "tests", "run").run_id is None
     (tmp_path / "metrics.jsonl").unlink()
     again = start(uri, tmp_path)
     for step in range(3, 7):
