@@ -68,7 +68,7 @@ def build_store(
         finish=partial(_finish, source),
         bytes_needed=sum(splits.values()) * trajectory_bytes(source.info),
         bytes_per_task=_COPIES_IN_MEMORY * at_once * trajectory_bytes(source.info) + _working_bytes(source, at_once),
-        gpus_per_task=config.generate is not None and config.generate.device == "cuda",
+        gpus_per_task=int(config.generate is not None and config.generate.device == "cuda"),
     )
     return jobs.run(job, ray_address=ray_address, max_in_flight=max_in_flight)
 

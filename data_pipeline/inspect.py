@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipeline.base.errors import DataError
+from data_pipeline.base.errors import ConfigError, DataError
 from data_pipeline.base.progress import Progress
 from data_pipeline.figures import ChannelFigures, Report
 from data_pipeline.look import Dataset, Handle, open_dataset
@@ -41,7 +41,10 @@ def info(path: Path | str, picture: Path | None = None) -> Report:
 
     Raises:
         DataError: there is nothing at `path`, it is no dataset, or a picture is asked for and no trajectory is whole.
+        ConfigError: `picture` is a folder.
     """
+    if picture is not None and picture.is_dir():  # before the work, not after it
+        raise ConfigError("a picture is a file", key="--picture", found=f"the folder {picture}", expected="a PNG file")
     dataset = open_dataset(path)
     report = _scan(dataset, path)
     if picture is not None:

@@ -6,22 +6,67 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationError
+from pydantic_core import CoreSchema, PydanticKnownError, core_schema
 
 from data_pipeline.base.errors import ConfigError, nearest
 
 
+def _exact(schema: Any, cls: type) -> Any:
+    """A core schema whose scalars are strict. Other models within are left alone: they have done it themselves."""
+    if isinstance(schema, list | tuple):
+        return type(schema)(_exact(part, cls) for part in schema)
+    if not isinstance(schema, dict) or (schema.get("type") == "model" and schema["cls"] is not cls):
+        return schema
+    schema = {key: part if key in ("default", "metadata") else _exact(part, cls) for key, part in schema.items()}
+    if schema.get("type") in ("bool", "float", "str"):
+        return schema | {"strict": True}
+    if schema.get("type") == "int":  # a strict one would refuse 1e4
+        return core_schema.no_info_before_validator_function(_no_text, schema)  # type: ignore[arg-type]
+    return schema
+
+
+def _no_text(value: Any) -> Any:
+    if isinstance(value, bool | str | bytes):
+        raise PydanticKnownError("int_type")
+    return value
+
+
 class Config(BaseModel):
-    """Base of every configuration group: immutable, no unknown keys, no silent conversion of types."""
+    """Base of every configuration group: immutable, no unknown keys, no silent conversion of types.
+
+    A number is a number: neither text ("20") nor true or false. A whole one may be written as 1e4, a path as text, a
+    tuple as a list.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """What pydantic makes of the class, without its conversions of scalars."""
+        exact: CoreSchema = _exact(handler(source), cls)
+        return exact
 
 
 ConfigT = TypeVar("ConfigT", bound=Config)
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML's safe loader, which also reads `1e-3` as a number (YAML 1.1 takes it for a string)."""
+    """YAML's safe loader, which also reads `1e-3` as a number (YAML 1.1 takes it for a string), and refuses a key that
+    is given twice (YAML's would silently take the last one)."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """A mapping, each of whose keys is there once; merged ones (`<<`) do not count, they may be overridden."""
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)  # type: ignore[no-untyped-call]
+        seen: set[tuple[str, str]] = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
+                continue
+            if (key.tag, key.value) in seen:
+                problem = f"the key {key.value!r} is given twice"
+                raise yaml.composer.ComposerError(None, None, problem, key.start_mark)  # type: ignore[no-untyped-call]
+            seen.add((key.tag, key.value))
+        return node
 
 
 _Loader.yaml_implicit_resolvers = {k: list(v) for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
@@ -35,7 +80,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         content = yaml.load(path.read_text(), Loader=_Loader)  # noqa: S506 - derives from SafeLoader
     except FileNotFoundError:
-        hint = nearest(path.name, [p.name for p in path.parent.glob("*.yaml")]) if path.parent.is_dir() else None
+        others = [other.name for other in path.parent.glob("*.yaml")]
+        hint = nearest(path.name, others) if others else None
         raise ConfigError("no such configuration file", file=path, remedy=hint) from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError("not a readable YAML file", file=path, found=error) from None
@@ -65,6 +111,8 @@ def apply_overrides(content: dict[str, Any], overrides: Mapping[str, Any]) -> di
         node, *rest = result, *dotted.split(".")
         for part in rest[:-1]:
             node = _child(node, part, dotted)
+            if not isinstance(node, dict | list):
+                raise ConfigError("an override reaches into a plain value", key=dotted, found=f"{part} = {node!r}")
         if isinstance(node, list):
             _child(node, rest[-1], dotted)
             node[int(rest[-1])] = value
@@ -81,23 +129,27 @@ def _copy(node: Any) -> Any:
 
 def _child(node: Any, part: str, dotted: str) -> Any:
     if isinstance(node, list):
-        if not part.isdigit() or int(part) >= len(node):
+        if not part.isdecimal() or int(part) >= len(node):
             raise ConfigError("no such list item", key=dotted, found=part, expected=f"a number below {len(node)}")
         return node[int(part)]
     child = node.get(part)
     if child is None:
         child = node[part] = {}
-    if not isinstance(child, dict | list):
-        raise ConfigError("an override reaches into a plain value", key=dotted, found=f"{part} = {child!r}")
     return child
 
 
-def build(cls: type[ConfigT], content: Mapping[str, Any], *, file: str | Path | None = None) -> ConfigT:
-    """The typed configuration. Raises ConfigError with every key that is unknown, missing or of a wrong type."""
+def build(
+    cls: type[ConfigT], content: Mapping[str, Any], *, file: str | Path | None = None, below: str = ""
+) -> ConfigT:
+    """The typed configuration. Raises ConfigError with every key that is unknown, missing or of a wrong type.
+
+    Args:
+        below: where the content stands in its file (`generate.parameters`), for the keys in errors.
+    """
     try:
         return cls.model_validate(content)
     except ValidationError as error:
-        lines = [_explain(cls, e) for e in error.errors()]
+        lines = [_explain(cls, e, below) for e in error.errors()]
         raise ConfigError("the configuration is not valid", file=file, key="\n       ".join(lines)) from None
 
 
@@ -107,9 +159,9 @@ def load(cls: type[ConfigT], path: str | Path, overrides: Iterable[str] = ()) ->
     return build(cls, apply_overrides(read_yaml(path), parse_overrides(overrides)), file=path)
 
 
-def _explain(cls: type[Config], error: Any) -> str:
-    location = [str(part) for part in error["loc"]]
-    dotted = ".".join(location)
+def _explain(cls: type[Config], error: Any, below: str) -> str:
+    location = [str(part).replace("function-before[_no_text(), ", "[") for part in error["loc"]]
+    dotted = ".".join([below, *location] if below else location)
     if error["type"] == "extra_forbidden":
         known = _known_keys(cls, location[:-1])
         return f"{dotted}: unknown key; {nearest(location[-1], known)}"

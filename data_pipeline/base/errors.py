@@ -29,6 +29,13 @@ class PdepotError(Exception):
         # One argument only, so that the error survives pickling between processes.
         super().__init__("\n  ".join(part for part in parts if part))
 
+    def within(self, file: str | Path) -> "PdepotError":
+        """The same error, with the file it is about where it names none."""
+        problem, *rest = str(self).split("\n  ")
+        if any(part.startswith("file: ") for part in rest):
+            return self
+        return type(self)("\n  ".join([problem, f"file: {file}", *rest]))
+
 
 class ConfigError(PdepotError):
     """A configuration that cannot be used: unknown key, wrong type, impossible value."""

@@ -135,7 +135,7 @@ class Solver(ABC, Generic[ParametersT]):
         if len(resolution) != len(self.axes):
             raise ConfigError(
                 f"the family {self.family} has {len(self.axes)} spatial axes",
-                key="resolution",
+                key="generate.resolution",
                 found=list(resolution),
                 expected=f"{len(self.axes)} numbers of grid points, along {', '.join(self.axes)}",
             )
@@ -159,6 +159,21 @@ class Solver(ABC, Generic[ParametersT]):
             ConfigError: the internal step is above the scheme's bound, the grid too coarse for the parameters, or the
                 domain impossible; names what was found and the bound.
         """
+
+    def check_steps(self, steps: float, most: int, key: str) -> None:
+        """Refuse settings that need more than `most` internal steps between two frames, or up to the first one.
+
+        Raises:
+            ConfigError: names `key`, relative to `generate`, and the number.
+        """
+        if steps > most:
+            raise ConfigError(
+                f"too many internal steps of {self.family} for one frame",
+                key=", ".join(f"generate.{name}" for name in ("start", "dt", *key.split(", "))),
+                found=f"about {steps:.2g} steps",
+                expected=f"at most {most}",
+                remedy="more frames (a shorter dt), a longer step, a coarser grid or milder parameters",
+            )
 
     def internal_step(self, dt: float) -> float | None:
         """Length of the solver's own steps between two frames dt apart; None where it follows the solution."""

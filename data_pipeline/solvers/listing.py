@@ -1,8 +1,9 @@
 """What there is to generate, in words: all families in a line each, or one of them whole."""
 
 import inspect
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
+from data_pipeline.base.config import Config
 from data_pipeline.solvers.base import Parameters, Solver
 from data_pipeline.solvers.registry import FAMILIES, find_family
 
@@ -48,6 +49,21 @@ def _settings(family: type[Solver[Any]]) -> list[str]:
         if isinstance(default, tuple) and len(default) == 2 and default[0] == default[1]:
             default = default[0]  # a fixed value of a range
         lines.append(f"  {name:<22} {default!s:<22} {_meaning(family.parameters_class, name)}".rstrip())
+        lines += [f"  {'':<22} {choice}." for choice in _choices(field.annotation)]
+    return lines
+
+
+def _choices(annotation: Any) -> list[str]:
+    """What a setting may be, where it is one of some words, or one of some groups of settings."""
+    if get_origin(annotation) is Literal:
+        return ["one of: " + ", ".join(map(str, get_args(annotation)))]
+    lines: list[str] = []
+    for part in get_args(annotation):
+        if isinstance(part, type) and issubclass(part, Config):
+            settings = ", ".join(f"{name}: {field.get_default()}" for name, field in part.model_fields.items())
+            lines.append(f"{'or' if lines else 'either'} {{{settings}}}")
+        else:
+            lines += _choices(part)
     return lines
 
 

@@ -14,6 +14,9 @@ from data_pipeline.solvers.base import Parameters, Solver
 from data_pipeline.solvers.numerics.basis import Basis
 from data_pipeline.solvers.numerics.etd import ETDRK4
 
+MAX_STEPS = 1_000_000
+"""Steps for one frame above which a configuration is refused: minutes of a line, hours of a plane."""
+
 Step = Annotated[float, Field(gt=0)]
 """Largest internal time step; the step used divides the time between two frames."""
 
@@ -68,13 +71,14 @@ class SemilinearSolver(Solver[SemilinearT]):
         """Estimate of the largest stable internal step up to time `duration`, from bounds on the solution."""
 
     def check(self, start: float, dt: float, frames: int) -> None:
-        """Refuse an internal step above the stability bound of the explicit terms."""
+        """Refuse an internal step above the stability bound of the explicit terms, and one that takes for ever."""
+        self.check_steps(max(start, dt) / self.parameters.step, MAX_STEPS, "parameters.step")
         used = max(substeps(span, self.parameters.step)[1] for span in (start, dt))
         bound = self.largest_step(start + (frames - 1) * dt)
         if used > bound:
             raise ConfigError(
                 f"the internal time step of {self.family} is unstable on a grid of {self.grid}",
-                key="parameters.step",
+                key="generate.parameters.step",
                 found=f"{used:.4g}",
                 expected=f"at most {bound:.4g}",
             )

@@ -1,6 +1,7 @@
 """A dataset that a solver makes, as a source of trajectories."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from math import inf, prod
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,8 @@ from data_pipeline.trajectory import DatasetInfo, FloatArray, Trajectory, grid
 EXECUTION = ("device", "compile")
 """Settings that do not decide the numbers, but for rounding."""
 
+_MOST_POINTS = 2**31
+_MOST_TRAJECTORIES = 10**8
 _STATES_IN_MEMORY = 16  # stages of a step, their transforms, and what is on its way between them
 
 
@@ -37,8 +40,11 @@ class SolverSource:
     def __init__(self, name: str, config: GenerateConfig) -> None:
         family = find_family(config.family)
         self.config = config
-        self.solver: Solver[Any] = family(config.resolution, build(family.parameters_class, config.parameters))
+        self.solver: Solver[Any] = family(
+            config.resolution, build(family.parameters_class, config.parameters, below="generate.parameters")
+        )
         _check_times(config, steady=family.steady)
+        _check_size(config, self.solver)
         self.solver.check(config.start, config.dt, config.frames)
         self.splits: Mapping[str, int] = {str(split): count for split, count in config.splits.items()}
         self.info = _describe(name, config, self.solver)
@@ -85,6 +91,8 @@ class SolverSource:
     def working_bytes(self, trajectories: int) -> int:
         """An estimate of the memory that solving so many trajectories together takes, beside the stored frames."""
         state, _ = self.draw(next(iter(self.splits)), 0)
+        if self.config.error_samples:  # one trajectory is solved again, alone, on the finer grid
+            trajectories = max(trajectories, prod(self._finer().grid) // prod(self.solver.grid))
         return _STATES_IN_MEMORY * trajectories * state.nbytes
 
     def numerics(self) -> dict[str, Any]:
@@ -220,6 +228,33 @@ def _check_times(config: GenerateConfig, *, steady: bool) -> None:
         raise ConfigError("too few frames", key="generate.frames", found=config.frames, expected="at least 2")
     if config.dt <= 0:
         raise ConfigError("no time between frames", key="generate.dt", found=config.dt, expected="above 0")
+    last = config.start + (config.frames - 1) * config.dt
+    if not config.start + (config.frames - 2) * config.dt < last < inf:
+        raise ConfigError(
+            "the times of the last two frames are the same number",
+            key="generate.dt",
+            found=f"{config.dt:g}, at the time {last:g}",
+            expected="a dt that a float64 of that time can still tell, and times below 1.8e308",
+        )
+
+
+def _check_size(config: GenerateConfig, solver: Solver[Any]) -> None:
+    """Raise ConfigError for a grid that no memory holds, or more trajectories than can be listed."""
+    if prod(solver.grid) > _MOST_POINTS:
+        raise ConfigError(
+            "the solver's grid is too large",
+            key="generate.resolution, generate.parameters.refine",
+            found=" x ".join(map(str, solver.grid)),
+            expected=f"at most {_MOST_POINTS} points, 16 GiB for one channel in float64",
+        )
+    for split, count in config.splits.items():
+        if count > _MOST_TRAJECTORIES:
+            raise ConfigError(
+                "too many trajectories",
+                key=f"generate.splits.{split}",
+                found=count,
+                expected=f"at most {_MOST_TRAJECTORIES}",
+            )
 
 
 def _describe(name: str, config: GenerateConfig, solver: Solver[Any]) -> DatasetInfo:

@@ -171,7 +171,7 @@ def test_an_architecture_that_leaves_the_grid_is_refused(arguments: dict[str, An
 
 def test_without_the_library_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "neuralop.models", None)
-    with pytest.raises(ConfigError, match=r"pip install 'pdepot\[baselines\]'"):
+    with pytest.raises(ConfigError, match=r"pip install -e '\.\[baselines\]'"):
         make_baseline()
 
 

@@ -1,6 +1,7 @@
 """Configuration: typed, overridable, and helpful about typos."""
 
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -98,6 +99,7 @@ def test_ranks_are_as_many_as_the_batch_divides_among(
     gpus: int, batch_size: int, ranks: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    monkeypatch.setattr("pretrain.job.device_type", lambda: "cuda" if gpus else "cpu")
     assert number_of_ranks(TrainingConfig(steps=1, batch_size=batch_size, micro_batch=8)) == ranks
 
 
@@ -114,3 +116,73 @@ def test_a_model_has_a_size_or_a_shape() -> None:
         ModelConfig(depth=1, mlp_ratio=1, heads=2, head_width=8)
     with pytest.raises(ValueError, match="size Ti fixes width"):
         ModelConfig(size="Ti", width=3)
+
+
+@pytest.mark.parametrize(
+    ("text", "line"), [("steps: 1\nmany: []\nsteps: 2\n", 3), ("inner: {rate: 1,\n rate: 2}\n", 2)]
+)
+def test_a_key_given_twice_is_refused_with_its_line(tmp_path: Path, text: str, line: int) -> None:
+    (tmp_path / "a.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=rf"(?s)a\.yaml.*'(steps|rate)' is given twice.*line {line}"):
+        read_yaml(tmp_path / "a.yaml")
+    with pytest.raises(ConfigError, match=r"(?s)inner.*given twice"):
+        parse_overrides(["inner={rate: 1, rate: 2}"])
+
+
+def test_merged_keys_may_be_overridden(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("a: &a {x: 1, y: 2}\nb: &b {z: 3}\nc:\n  <<: *a\n  <<: *b\n  x: 5\n")
+    assert read_yaml(tmp_path / "a.yaml")["c"] == {"x": 5, "y": 2, "z": 3}
+
+
+class Scalars(Config):
+    number: float = 0.0
+    count: int = 0
+    flag: bool = False
+    text: str = ""
+    path: Path = Path()
+    share: int | float | Literal["rest"] = 0
+    counts: dict[str, tuple[int, ...]] = {}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("number", "1.5"), ("number", True), ("count", "20"), ("count", False), ("count", 1.5), ("flag", 1),
+        ("flag", "yes"), ("text", 3), ("share", True), ("share", "0.5"), ("counts", {"a": [1, True]}),
+    ],
+)  # fmt: skip
+def test_no_type_is_converted_silently(key: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=rf"key: {key}"):
+        build(Scalars, {key: value})
+
+
+def test_what_loses_nothing_is_allowed() -> None:
+    content = {"number": 3, "count": 1e4, "text": "a", "path": "a/b", "share": 0.5, "counts": {"a": [1, 2]}}
+    found = build(Scalars, content)
+    assert (found.number, found.count, found.path, found.share) == (3.0, 10_000, Path("a/b"), 0.5)
+    assert isinstance(build(Scalars, {"share": 3}).share, int)
+    assert found.counts == {"a": (1, 2)}
+    assert Scalars.model_validate_json(found.model_dump_json()) == found
+
+
+@pytest.mark.parametrize("text", ["many.0.1=5", "many.²=4", "many.-1=4", "many.0.rate.x=1"])
+def test_overrides_that_reach_into_values_are_refused_in_words(text: str) -> None:
+    with pytest.raises(ConfigError, match=text.partition("=")[0]):
+        apply_overrides({"many": [{"rate": 1.0}, 2] if "rate" in text else [1, 2]}, parse_overrides([text]))
+
+
+def test_keys_are_named_from_the_top_of_the_file() -> None:
+    with pytest.raises(ConfigError, match=r"key: generate\.parameters\.inner\.rat: unknown key"):
+        build(Outer, {"steps": 1, "inner": {"rat": 2}}, below="generate.parameters")
+
+
+def test_a_missing_file_without_neighbours_has_no_remedy(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as refused:
+        read_yaml(tmp_path / "a.yaml")
+    assert "remedy" not in str(refused.value)
+
+
+def test_a_file_is_added_to_an_error_that_names_none() -> None:
+    error = ConfigError("wrong", key="a", found=1).within("b.yaml")
+    assert str(error) == "wrong\n  file: b.yaml\n  key: a\n  found: 1"
+    assert error.within("c.yaml") is error

@@ -229,7 +229,7 @@ def test_what_cannot_be_exported_is_said_before_anything_is_done(
     with torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)}), pytest.raises(ConfigError, match="CXX="):
         export_operator(operator, tmp_path / "x.pt2", "aoti")
     monkeypatch.setitem(sys.modules, "onnxscript", None)
-    with pytest.raises(ConfigError, match=r"(?s)need onnxscript.*pip install 'pdepot\[export\]'"):
+    with pytest.raises(ConfigError, match=r"(?s)need onnxscript.*pip install -e '\.\[export\]'"):
         export_operator(operator, tmp_path / "x.onnx", "onnx")
     assert [path.name for path in tmp_path.iterdir()] == ["there.pt2"]
 

@@ -12,13 +12,17 @@ from data_pipeline.base.errors import ConfigError, DataError
 from data_pipeline.build import build_store
 from data_pipeline.config import DatasetConfig, ExportConfig
 from data_pipeline.export import export_shards
+from data_pipeline.jobs import Job
 from data_pipeline.solvers.listing import describe_family, list_families
 from data_pipeline.solvers.registry import FAMILIES
 from data_pipeline.solvers.source import SolverSource
 from data_pipeline.stores import open_store, read_manifest
 from data_pipeline.stores.generation import Generation, refined_in_shard, relative_errors
 from data_pipeline.stores.protocol import read_window
+from launch.cli import main
 from tests.datasets import tasks_inline
+
+CONFIGS = Path(__file__).parents[2] / "configs" / "data"
 
 
 @pytest.fixture(autouse=True)
@@ -166,6 +170,44 @@ def test_every_family_is_listed_with_its_equation_and_described() -> None:
         assert family.scheme in described
     with pytest.raises(ConfigError, match="did you mean 'burgers_2d'"):
         describe_family("burger_2d")
+
+
+def test_the_kinds_of_a_setting_are_listed() -> None:
+    described = describe_family("kdv_1d")
+    for words in ("either {kind: sines, waves: 10, amplitude: 0.5, wavenumbers: 2}.", "or {kind: windowed_sines, "):
+        assert words in described
+    assert "one of: blobs, clusters, fourier." in describe_family("gray_scott_2d")
+
+
+def test_an_error_of_a_family_names_the_file_and_the_whole_key(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = CONFIGS / "burgers_2d.yaml"
+    for override, key in (
+        ("generate.parameters.step=9", "generate.parameters.step"),
+        ("generate.parameters.stp=9", "generate.parameters.stp: unknown key"),
+        ("generate.resolution=[64]", "generate.resolution"),
+        ("generate.parameters.step='0.1'", "generate.parameters.step: Input should be a valid number"),
+    ):
+        assert main(["data", "generate", str(file), "--root", str(tmp_path), override]) == 1
+        said = capsys.readouterr().err
+        assert f"file: {file}" in said
+        assert f"key: {key}" in said
+
+
+def test_a_picture_that_is_a_folder_is_refused_before_the_store_is_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["data", "info", str(tmp_path / "no.zarr"), "--picture", str(tmp_path)]) == 1
+    assert "--picture" in capsys.readouterr().err
+
+
+def test_a_build_on_gpus_asks_for_one_a_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Job] = []
+    monkeypatch.setattr("data_pipeline.jobs.run", lambda job, **_: asked.append(job))
+    for device in ("cpu", "cuda"):
+        build_store(made(device=device), tmp_path)
+    assert [str(job.gpus_per_task) for job in asked] == ["0", "1"]
 
 
 def test_every_setting_of_every_family_says_what_it_means() -> None:

@@ -31,11 +31,22 @@ def with_parameters(family, **changes):
         ("diffusion_reaction_2d", {"diffusivity_activator": 1e-3}, ["resolution", "0.27 points", "at least 0.5"]),
         ("diffusion_reaction_2d", {"diffusivity_inhibitor": 0.0}, ["diffusivity_inhibitor", "values > 0"]),
         ("diffusion_reaction_2d", {"step": 0.1}, ["parameters.step", "at most 0.03707"]),
-        ("gray_scott_2d", {"diffusivity_b": 1e-5}, ["resolution", "0.073 points", "regime gliders", "at least 0.5"]),
+        ("diffusion_reaction_2d", {"threshold": [-1000.0, 1.0]}, ["parameters.step", "at most 0.002317"]),
+        (
+            "gray_scott_2d",
+            {"diffusivity_a": 2e-5, "diffusivity_b": 1e-5},
+            ["resolution", "0.073 points", "regime gliders", "at least 0.5"],
+        ),
+        ("gray_scott_2d", {"diffusivity_a": 4e-4, "diffusivity_b": 1e-5, "step": 2.5}, ["parameters.step", "0.556"]),
+        ("gray_scott_2d", {"blobs": [1, 1001]}, ["blobs", "at most 1000"]),
         ("gray_scott_2d", {"regimes": ["gliders", "bubbles"], "diffusivity_b": 1e-4}, ["regime bubbles"]),
         ("gray_scott_2d", {"initial": ["noise"]}, ["initial", "'blobs', 'clusters' or 'fourier'"]),
         ("gray_scott_2d", {"initial": []}, ["initial", "at least 1"]),
-        ("gray_scott_3d", {"diffusivity_b": 1e-4}, ["resolution", "(12, 8, 10)", "at least 0.5"]),
+        (
+            "gray_scott_3d",
+            {"diffusivity_a": 2e-4, "diffusivity_b": 1e-4},
+            ["resolution", "(12, 8, 10)", "at least 0.5"],
+        ),
         ("gray_scott_3d", {"step": 3.5}, ["parameters.step", "at most 2.78"]),
         ("gray_scott_3d", {"diffusivity_a": [2e-3, 1e-3]}, ["diffusivity_a", "low <= high"]),
     ],
@@ -118,3 +129,24 @@ def test_allen_cahn_stays_sound_for_a_long_time():
     fields = next(made.read("train", 0, 1)).fields
     assert np.isfinite(fields).all()
     assert np.abs(fields[-1]).max() <= 1.001
+
+
+@pytest.mark.parametrize("threshold", [10.0, -1000.0])
+def test_a_strong_threshold_is_stable_at_the_largest_step(threshold):
+    settings = {"threshold": threshold, "diffusivity_activator": 5e-3}
+    bound = source("diffusion_reaction_2d", dt=1e-4, parameters=settings | {"step": 1e-4}).solver.largest_step(1.0)
+    made = source("diffusion_reaction_2d", dt=60 * bound, start=0.0, parameters=settings | {"step": bound})
+    fields = next(made.read("train", 0, 1)).fields
+    assert np.abs(fields[-1, ..., 0]).max() < 1.1 * abs(threshold) ** (1 / 3)
+
+
+@pytest.mark.parametrize("regime", ["gliders", "maze"])
+def test_gray_scott_is_stable_at_the_largest_step_where_spots_grow_above_one(regime):
+    settings = {"diffusivity_a": 4e-2, "diffusivity_b": 1e-3, "regimes": [regime]}  # ratio 40
+    bound = source("gray_scott_2d", dt=0.5, parameters=settings | {"step": 0.5}).solver.largest_step(1.0)
+    assert bound == pytest.approx(2.785 / 5, rel=2e-3)
+    made = source(
+        "gray_scott_2d", resolution=(32, 32), dt=400 * bound, start=0.0, parameters=settings | {"step": bound}
+    )
+    fields = next(made.read("train", 0, 1)).fields
+    assert np.abs(fields).max() < 0.35 * 40**0.5

@@ -14,6 +14,7 @@ from data_pipeline.solvers.numerics.characteristics import carried_cubic, extend
 from data_pipeline.solvers.numerics.closed_box import Projection, carried, centred, divergence, onto_faces
 from data_pipeline.solvers.numerics.smoke_steps import SmokeSteps
 from data_pipeline.solvers.source import SolverSource
+from data_pipeline.stores.generation import relative_errors
 from tests.unit.test_solvers_source import CONFIGS, source
 
 FAMILY = "smoke_2d"
@@ -38,7 +39,7 @@ FAMILY = "smoke_2d"
         ),
         (
             {"resolution": (64, 64), "parameters": {"method": "second_order", "viscosity": 0.5, "step": 0.5}},
-            ["parameters.step", "found: 0.5", "at most 0.125", "viscosity"],
+            ["parameters.step", "found: 0.5", "at most 0.0625", "viscosity"],
         ),
         ({"resolution": (16, 11)}, ["resolution", "cells of 2.909", "at most scale / 4 = 2.75"]),
         ({"resolution": (128, 128), "parameters": {"scale": 0.5, "length": 32.0}}, ["at most scale / 4"]),
@@ -53,6 +54,33 @@ def test_bad_input_is_refused_with_its_bound(changes, words):
         source(FAMILY, **changes)
     for word in words:
         assert word in str(refused.value)
+
+
+def test_the_refined_run_of_the_largest_viscosity_is_stable():
+    """Half the step on a grid twice as fine is twice the viscous number: the bound leaves room for it."""
+    settings = {"method": "second_order", "viscosity": 1.0, "step": 0.5}
+    changes = {"resolution": (16, 16), "start": 0.0, "dt": 4.0, "frames": 4}
+    with pytest.raises(ConfigError, match=r"at most 0\.4995"):
+        source(FAMILY, parameters=settings | {"viscosity": 1.001}, **changes)
+    made = source(FAMILY, parameters=settings, **changes)
+    errors = relative_errors(next(made.read("train", 0, 1)).fields, made.refined("train", 0), None)
+    assert errors[-1] is not None
+    assert errors[-1] < 0.1
+
+
+@pytest.mark.parametrize(("changes", "words"), [
+    ({"smoothness": 51.0}, "less than or equal to 50"), ({"scale": 400.0}, "at most 320"),
+])  # fmt: skip
+def test_smoke_without_amplitudes_is_refused(changes, words):
+    with pytest.raises(ConfigError, match=words):
+        source(FAMILY, parameters=changes)
+
+
+@pytest.mark.parametrize("scale", [3.0, 320.0])
+def test_the_smoothest_smoke_is_finite(scale):
+    state = Smoke2D((64, 64), Smoke2DParameters(smoothness=50.0, scale=scale)).draw_state(np.random.default_rng(0), {})
+    assert torch.isfinite(state).all()
+    assert float(state[0].std()) > 0.1
 
 
 @pytest.mark.parametrize("method", ["pdearena", "second_order"])

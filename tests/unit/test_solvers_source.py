@@ -186,6 +186,32 @@ def test_gray_scott_draws_among_its_regimes():
         ("shallow_water_2d", {"parameters": {"radius": 3.0}}, ["parameters.radius", "found: 3.0", "below 2.5"]),
         ("burgers_2d", {"parameters": {"modes": 6}}, ["parameters.modes", "found: 6", "at most 4"]),
         ("burgers_2d", {"parameters": {"step": 0.5}}, ["parameters.step", "at most"]),
+        # Keys as they stand in the file.
+        ("burgers_2d", {"parameters": {"step": 0.5}}, ["key: generate.parameters.step"]),
+        ("burgers_2d", {"parameters": {"stp": 0.5}}, ["key: generate.parameters.stp: unknown key"]),
+        ("burgers_2d", {"resolution": (16,)}, ["key: generate.resolution"]),
+        # Steps without end, which the families that follow the solution would later call a blow-up.
+        ("burgers_2d", {"parameters": {"step": 1e-12}}, ["generate.parameters.step", "at most 1000000"]),
+        ("burgers_2d", {"dt": 1e308, "frames": 2}, ["generate.dt", "generate.parameters.step", "at most 1000000"]),
+        ("smoke_2d", {"parameters": {"step": 1e-12}}, ["generate.parameters.step", "at most 1000000"]),
+        ("diffusion_sorption_1d", {"parameters": {"step": 1e-12}}, ["generate.parameters.step", "at most 1000000"]),
+        ("wave_2d", {"dt": 1e9}, ["generate.dt", "at most 1000000"]),
+        ("shallow_water_2d", {"dt": 1000.0}, ["generate.dt", "generate.parameters.gravity", "at most 10000"]),
+        (
+            "burgers_shocks_1d",
+            {"resolution": (256,), "parameters": {"viscosity": 1000.0}, "dt": 0.1},
+            ["generate.dt", "generate.parameters.viscosity", "at most 100000"],
+        ),
+        # Times that a float cannot tell, grids that no memory holds, trajectories that no list holds.
+        ("burgers_2d", {"start": 1.0, "dt": 1e-17}, ["generate.dt", "1e-17", "float64"]),
+        ("burgers_2d", {"dt": 1e308, "frames": 9}, ["generate.dt", "1.8e308"]),
+        (
+            "burgers_2d",
+            {"resolution": (2**16, 2**16)},
+            ["generate.resolution, generate.parameters.refine", "65536 x 65536", "at most 2147483648"],
+        ),
+        ("burgers_2d", {"parameters": {"refine": 10**6}}, ["generate.parameters.refine", "at most 2147483648"]),
+        ("burgers_2d", {"splits": {"train": 10**9}}, ["generate.splits.train", "1000000000", "at most 100000000"]),
     ],
 )
 def test_bad_input_is_refused_before_any_work(family, changes, words):
@@ -282,3 +308,26 @@ def test_a_gpu_that_is_full_is_told_in_words(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_torch_without_gpu_is_told_in_words() -> None:
     with pytest.raises(PdepotError, match=r"(?s)no GPU.*generate.device"):
         list(source("burgers_1d", device="cuda").read("train", 0, 1))
+
+
+@pytest.mark.parametrize("family", ["shallow_water_2d", "burgers_shocks_1d"])
+def test_what_follows_the_solution_takes_about_the_estimated_steps(family, monkeypatch):
+    """The estimate refuses no sound settings, and lets none through that the solver would call a blow-up."""
+    made = source(family)
+    estimates, steps = [], []
+    monkeypatch.setattr(made.solver, "check_steps", lambda number, *_: estimates.append(number))
+    made.solver.check(made.config.start, made.config.dt, made.config.frames)
+    states, drawn = zip(*(made.draw("train", number) for number in range(4)), strict=True)
+    columns = {key: torch.tensor([one[key] for one in drawn]).double() for key in made.solver.parameter_names}
+    evolution = made.solver.begin(torch.stack(states), columns)
+    bound = evolution._largest_step
+    monkeypatch.setattr(evolution, "_largest_step", lambda: steps.append(1) or bound())
+    evolution.advance(made.config.dt)
+    assert len(steps) - 1 <= estimates[0] < 20 * len(steps)
+
+
+def test_the_memory_of_the_refined_run_is_counted():
+    """One trajectory on a grid twice as fine is as large as eight, in three dimensions."""
+    without, estimated = (source("gray_scott_3d", error_samples=n) for n in (0, 1))
+    assert estimated.working_bytes(1) == without.working_bytes(8) == 8 * without.working_bytes(1)
+    assert estimated.working_bytes(9) == without.working_bytes(9)

@@ -37,6 +37,8 @@ def source(family, **changes):
         ("darcy_2d", {"parameters": {"high": -1}}, ["high", "greater than 0"]),
         ("darcy_2d", {"parameters": {"smoothness": 1.0}}, ["smoothness", "greater than 1"]),
         ("darcy_2d", {"parameters": {"modes": 1}}, ["modes", "greater than or equal to 2"]),
+        ("darcy_2d", {"parameters": {"modes": 4097}}, ["modes", "less than or equal to 4096"]),
+        ("darcy_2d", {"parameters": {"smoothness": 51.0}}, ["smoothness", "less than or equal to 50"]),
         ("darcy_2d", {"parameters": {"permeability": "log"}}, ["permeability", "lognormal"]),
         ("darcy_2d", {"parameters": {"source": [2, 1]}}, ["source", "low <= high"]),
         ("darcy_2d", {"dt": 0.1}, ["steady", "1, 0, 0", "leave them out"]),
@@ -161,3 +163,11 @@ def test_the_configurations_open(path):
         opened = SolverSource(settings.name, settings.generate)
         assert opened.info.frames == 1
         assert opened.splits["train"] >= 64
+
+
+@pytest.mark.parametrize("inverse_length", [1e-3, 3.0, 8.0])
+def test_the_smoothest_field_is_finite(inverse_length):
+    parameters = {"modes": 64, "permeability": "lognormal", "smoothness": 50.0, "inverse_length": inverse_length}
+    state, _ = source("darcy_2d", parameters=parameters).draw("train", 0)
+    assert torch.isfinite(state).all()
+    assert (state > 0).all()

@@ -50,7 +50,7 @@ class Advection1D(Solver[Advection1DParameters]):
         if self.resolution[0] < cells:
             raise ConfigError(
                 f"the grid is too coarse for the initial waves of {self.family}",
-                key="resolution",
+                key="generate.resolution",
                 found=self.resolution[0],
                 expected=f"at least {cells} points, four for the shortest wave",
             )

@@ -64,7 +64,7 @@ class AllenCahn2D(SemilinearSolver[AllenCahn2DParameters]):
         if self.parameters.modes[1] >= min(self.grid):
             raise ConfigError(
                 f"the grid {self.grid} is too coarse for the initial states of {self.family}",
-                key="parameters.modes",
+                key="generate.parameters.modes",
                 found=self.parameters.modes[1],
                 expected=f"below {min(self.grid)}: two points for each wave of sin(pi i x)",
             )

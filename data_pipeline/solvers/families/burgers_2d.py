@@ -74,7 +74,7 @@ class Burgers2D(SemilinearSolver[Burgers2DParameters]):
         if self.parameters.modes > largest:
             raise ConfigError(
                 f"a grid of {self.resolution} cannot hold the initial modes of {self.family}",
-                key="parameters.modes",
+                key="generate.parameters.modes",
                 found=self.parameters.modes,
                 expected=f"at most {largest}, a third of the points",
             )
@@ -84,7 +84,7 @@ class Burgers2D(SemilinearSolver[Burgers2DParameters]):
             needed = math.ceil(min(self.grid) * found / _CELL_REYNOLDS)
             raise ConfigError(
                 f"the grid of {self.family}, {self.grid}, is too coarse for the fronts",
-                key="resolution, parameters.refine",
+                key="generate.resolution, generate.parameters.refine",
                 found=f"speed h / nu = {found:.3g}",
                 expected=f"at most {_CELL_REYNOLDS:g}: {needed} points along each axis, stored ones times "
                 "parameters.refine",

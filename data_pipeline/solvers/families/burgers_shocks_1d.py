@@ -1,5 +1,6 @@
 """Burgers equation with shocks, any viscosity, and a force of moving waves: E1, E2 of Brandstetter et al. (2022)."""
 
+import math
 from collections.abc import Mapping
 from typing import Annotated, ClassVar
 
@@ -15,7 +16,7 @@ from data_pipeline.solvers.numerics.finite_volume import face_states
 from data_pipeline.solvers.numerics.waves import AnyInitial, Sines, draw_turning_waves
 
 _STEPS_A_FRAME = 100_000
-"""A solution that needs more steps for one frame has blown up."""
+"""Steps for one frame above which a configuration is refused, and a solution has blown up."""
 
 _CELLS_A_WAVE = 16
 
@@ -66,13 +67,17 @@ class BurgersShocks1D(Solver[BurgersShocks1DParameters]):
         return not self.parameters.forced
 
     def check(self, start: float, dt: float, frames: int) -> None:
-        """Refuse a force without waves, and fewer than 16 cells for the shortest initial wave: a limited second-order
-        scheme flattens each extreme by a few per cent a turn below that. The time step adapts itself."""
+        """Refuse a force without waves, fewer than 16 cells for the shortest initial wave (a limited second-order
+        scheme flattens each extreme by a few per cent a turn below that), and settings that need too many steps.
+
+        The step follows the solution. The estimate of its number takes the largest initial speed and, with a force,
+        what this adds along the whole line.
+        """
         initial = self.parameters.initial
         if self.parameters.forced and not isinstance(initial, Sines):
             raise ConfigError(
                 "the force is made of the waves of the initial state",
-                key="parameters.initial.kind",
+                key="generate.parameters.initial.kind",
                 found=initial.kind,
                 expected="sines, or parameters.forced = false",
             )
@@ -80,10 +85,16 @@ class BurgersShocks1D(Solver[BurgersShocks1DParameters]):
         if self.grid[0] < cells:
             raise ConfigError(
                 f"the grid is too coarse for the initial waves of {self.family}",
-                key="resolution x parameters.refine",
+                key="generate.resolution x generate.parameters.refine",
                 found=self.grid[0],
                 expected=f"at least {cells} cells, {_CELLS_A_WAVE} for the shortest wave",
             )
+        p, speed = self.parameters, initial.largest_value
+        if p.forced:
+            speed += math.sqrt(2 * initial.largest_value * p.length[1] / p.advection[0])
+        rate, diffusion = p.advection[1] * speed * self.grid[0] / p.length[0], p.viscosity[1] / p.length[0] ** 2
+        steps = max(start, dt) * (rate + 2 * diffusion * self.grid[0] ** 2) / p.courant
+        self.check_steps(steps, _STEPS_A_FRAME, "parameters.viscosity, parameters.advection, parameters.initial")
 
     def draw_state(self, rng: Generator, parameters: Mapping[str, float]) -> Tensor:
         """The flow; with a force also its waves, a quarter of a turn later, and their rates, (1 [+ 3 J], n)."""

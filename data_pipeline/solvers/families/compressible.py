@@ -115,7 +115,7 @@ class CompressibleSolver(Solver[ParametersT]):
         if min(self.grid) < fewest:
             raise ConfigError(
                 "the grid is too coarse for the initial states",
-                key="resolution",
+                key="generate.resolution",
                 found=min(self.grid),
                 expected=f"at least {fewest} cells along each axis ({reason}), times parameters.refine",
             )
@@ -123,7 +123,7 @@ class CompressibleSolver(Solver[ParametersT]):
         if steps > LARGEST_STEPS:
             raise ConfigError(
                 "the explicit step is too short for these parameters",
-                key="parameters.shear_viscosity, bulk_viscosity, mach_number, temperature or density",
+                key="generate.parameters.shear_viscosity, bulk_viscosity, mach_number, temperature or density",
                 found=f"about {steps:.2g} steps for one frame",
                 expected=f"at most {LARGEST_STEPS}",
                 remedy="more frames (a shorter dt), a coarser grid, less viscosity or a denser gas",

@@ -71,7 +71,7 @@ class Cylinder2D(WallFlow[Cylinder2DParameters]):
             if 2 * given.radius[0] < _CELLS * cell:
                 raise ConfigError(
                     "too few cells across the cylinder",
-                    key=f"resolution along {self.axes[axis]} times parameters.refine",
+                    key=f"generate.resolution along {self.axes[axis]} times generate.parameters.refine",
                     found=self.grid[axis],
                     expected=f"cells of at most {2 * given.radius[0] / _CELLS:.4g}, {_CELLS:g} of them across",
                 )
@@ -79,7 +79,7 @@ class Cylinder2D(WallFlow[Cylinder2DParameters]):
             if distance < needed:
                 raise ConfigError(
                     "the cylinder at the origin is too near the boundary, or outside",
-                    key=f"parameters.{name}",
+                    key=f"generate.parameters.{name}",
                     found=getattr(given, name),
                     expected=f"at least {needed:.4g} from 0: the radius and {_CLEARANCE:g} cells",
                 )

@@ -27,12 +27,13 @@ class Darcy2DParameters(Parameters):
     """Permeability where g < 0, in two phases."""
     high: Positive = 12.0
     """Permeability where g >= 0, in two phases."""
-    smoothness: Annotated[float, Field(gt=1)] = 2.0
-    """alpha of the Gaussian field; its variance is finite above 1."""
+    smoothness: Annotated[float, Field(gt=1, le=50)] = 2.0
+    """alpha of the Gaussian field; its variance is finite above 1, and its factors tau^alpha are up to 50."""
     inverse_length: Positive = 3.0
     """tau of the Gaussian field."""
-    modes: Annotated[int, Field(ge=2)] = 421
-    """Cosine modes of the Gaussian field along each axis; in the paper's code as many as grid points."""
+    modes: Annotated[int, Field(ge=2, le=4096)] = 421
+    """Cosine modes of the Gaussian field along each axis; in the paper's code as many as grid points. 4096 already are
+    17 million numbers to draw for each trajectory."""
     source: Range = (1.0, 1.0)
     """The right-hand side, the same at every point."""
 
@@ -74,7 +75,7 @@ class Darcy2D(Solver[Darcy2DParameters]):
         if high / low > _LARGEST_CONTRAST:
             raise ConfigError(
                 "the two phases of the permeability are too far apart",
-                key="parameters.low, parameters.high",
+                key="generate.parameters.low, generate.parameters.high",
                 found=f"{self.parameters.low:g}, {self.parameters.high:g}",
                 expected=f"a ratio of at most {_LARGEST_CONTRAST:g}",
             )

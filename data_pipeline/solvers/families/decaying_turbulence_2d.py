@@ -69,7 +69,7 @@ class DecayingTurbulence2D(VorticitySolver[DecayingTurbulence2DParameters]):
         if self.parameters.spectrum == "mcwilliams" and self.parameters.peak > largest:
             raise ConfigError(
                 f"a grid of {self.resolution} cannot hold the spectrum of {self.family}",
-                key="parameters.peak",
+                key="generate.parameters.peak",
                 found=self.parameters.peak,
                 expected=f"at most {largest:g}, a sixth of the points",
             )

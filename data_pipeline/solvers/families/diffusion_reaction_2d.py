@@ -88,8 +88,11 @@ class DiffusionReaction2D(SemilinearSolver[DiffusionReaction2DParameters]):
         return CosineBasis(cells, self.lengths, values).inverse(scale * changed)
 
     def largest_step(self, duration: float) -> float:
-        """Reaction bound h 3 u^2 <= 2.78, with the largest u of the white noise."""
-        return REAL_STABILITY / (3 * _LARGEST_INITIAL**2)
+        """Reaction bound h 3 u^2 <= 2.78, with the largest u of the white noise, or twice that at which -u^3 balances
+        the threshold: u goes there and stays (measured to thresholds of 1e5)."""
+        strongest = max(abs(bound) for bound in self.parameters.threshold)
+        largest = max(_LARGEST_INITIAL, 2 * math.pow(strongest, 1 / 3))
+        return REAL_STABILITY / (3 * largest**2)
 
     def problem(self, parameters: Mapping[str, Tensor], initial: Tensor) -> SemilinearProblem:
         """Diffusion is linear; the reaction is evaluated in the cells."""

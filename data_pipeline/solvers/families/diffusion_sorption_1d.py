@@ -15,7 +15,7 @@ from data_pipeline.base.errors import ConfigError
 from data_pipeline.solvers.base import NonNegativeRange, Parameters, PositiveRange, Solver
 from data_pipeline.solvers.families.transport_1d import corners
 from data_pipeline.solvers.numerics.tridiagonal import solve_tridiagonal
-from data_pipeline.solvers.semilinear import Step, substeps
+from data_pipeline.solvers.semilinear import MAX_STEPS, Step, substeps
 from data_pipeline.trajectory import FloatArray
 
 _GAMMA = 1 - 1 / math.sqrt(2)
@@ -96,15 +96,16 @@ class DiffusionSorption1D(Solver[DiffusionSorption1DParameters]):
         if self.grid[0] < cells:
             raise ConfigError(
                 f"the grid is too coarse for the front of {self.family} at t = {time:g}",
-                key="resolution x parameters.refine",
+                key="generate.resolution x generate.parameters.refine",
                 found=self.grid[0],
                 expected=f"at least {cells} cells, four for the depth of the front",
             )
+        self.check_steps(max(start, dt) / self.parameters.step, MAX_STEPS, "parameters.step")
         used = max(substeps(span, self.parameters.step)[1] for span in (start, dt))
         if used > dt / 2:
             raise ConfigError(
                 f"the internal time step of {self.family} leaves the jump at the inlet undamped",
-                key="parameters.step",
+                key="generate.parameters.step",
                 found=f"{used:.4g}",
                 expected=f"at most {dt / 2:.4g}, half of dt",
             )

@@ -70,7 +70,7 @@ class Kolmogorov2D(VorticitySolver[Kolmogorov2DParameters]):
         if self.parameters.wavenumber > largest:
             raise ConfigError(
                 f"{self.resolution[1]} points along y cannot hold the force of {self.family}",
-                key="parameters.wavenumber",
+                key="generate.parameters.wavenumber",
                 found=self.parameters.wavenumber,
                 expected=f"at most {largest}, a third of the points",
             )

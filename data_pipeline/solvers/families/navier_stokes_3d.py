@@ -72,7 +72,7 @@ class NavierStokes3D(SemilinearSolver[NavierStokes3DParameters]):
         if largest < needed:
             raise ConfigError(
                 "the grid is too coarse for " + ("the smallest eddies" if needed == finest else "the initial field"),
-                key="resolution",
+                key="generate.resolution",
                 found=f"{list(self.grid)}, wavenumbers up to {largest}",
                 expected=f"at least {3 * math.ceil(needed) + 1} points an axis, wavenumbers up to {needed:.3g}, "
                 f"at viscosity {slowest:g} and speed {fastest:g}",

@@ -73,7 +73,7 @@ class Poisson2D(Solver[Poisson2DParameters]):
         elif given.width[0] < max(self.spacing):
             raise ConfigError(
                 f"the grid of {self.family} is too coarse for the narrowest Gaussian",
-                key="parameters.width",
+                key="generate.parameters.width",
                 found=given.width[0],
                 expected=f"at least {max(self.spacing):.4g}, an interval of the grid",
             )

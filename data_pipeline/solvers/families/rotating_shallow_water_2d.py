@@ -104,14 +104,14 @@ class RotatingShallowWater2D(SemilinearSolver[RotatingShallowWater2DParameters])
         if highest >= p.depth[0]:
             raise ConfigError(
                 "the flow is too fast for the depth: its balance needs a height below the bottom",
-                key="parameters.speed, coriolis, waves",
+                key="generate.parameters.speed, coriolis, waves",
                 found=f"a height that varies by {highest:.3g}",
                 expected=f"below the depth, {p.depth[0]:.3g}",
             )
         if 2 * (p.eddies + 3) >= min(self.grid):
             raise ConfigError(
                 f"the grid of {self.grid} is too coarse for the eddies",
-                key="parameters.eddies",
+                key="generate.parameters.eddies",
                 found=p.eddies,
                 expected=f"below {min(self.grid) / 2 - 3:g}",
             )
@@ -120,7 +120,7 @@ class RotatingShallowWater2D(SemilinearSolver[RotatingShallowWater2DParameters])
         if p.hyperviscosity[0] < least:
             raise ConfigError(
                 f"the grid of {self.grid} is too coarse for so little hyperviscosity",
-                key="parameters.hyperviscosity",
+                key="generate.parameters.hyperviscosity",
                 found=p.hyperviscosity[0],
                 expected=f"at least {least:.3g}; or a finer grid (resolution, parameters.refine)",
             )

@@ -1,5 +1,6 @@
 """Radial dam break of the shallow-water equations, on a wet or dry bed: PDEBench's two-dimensional set."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, ClassVar
 
@@ -15,7 +16,7 @@ from data_pipeline.solvers.numerics.finite_volume import face_states
 from data_pipeline.trajectory import FloatArray
 
 _STEPS_A_FRAME = 10_000
-"""A solution that needs more steps for one frame has blown up."""
+"""Steps for one frame above which a configuration is refused, and a solution has blown up."""
 
 _DRY = 1e-6
 """A cell with less than this part of the deepest water is dry: it has no velocity."""
@@ -67,13 +68,17 @@ class ShallowWater2D(Solver[ShallowWater2DParameters]):
         super().__init__(resolution, parameters)
 
     def check(self, start: float, dt: float, frames: int) -> None:
-        """Refuse a dam outside the domain or smaller than a cell; the time step adapts itself and needs no check."""
+        """Refuse a dam outside the domain or smaller than a cell, and settings that need too many steps.
+
+        The step follows the solution. The estimate of its number takes waves of the deepest water on water that runs
+        as fast as they do.
+        """
         low, high = self.parameters.radius
         largest = min(self.lengths) / 2
         if high >= largest:
             raise ConfigError(
                 "the dam does not fit into the domain",
-                key="parameters.radius",
+                key="generate.parameters.radius",
                 found=high,
                 expected=f"below {largest}",
             )
@@ -81,10 +86,14 @@ class ShallowWater2D(Solver[ShallowWater2DParameters]):
         if low < smallest:
             raise ConfigError(
                 f"the grid of {self.grid} is too coarse for the dam",
-                key="parameters.radius",
+                key="generate.parameters.radius",
                 found=low,
                 expected=f"at least {smallest:.4g}, half a cell; or a finer grid (resolution, parameters.refine)",
             )
+        p = self.parameters
+        wave = math.sqrt(p.gravity[1] * max(p.inner_height[1], p.outer_height[1]))
+        steps = max(start, dt) * 2 * wave * sum(1 / h for h in self.spacing) / p.courant
+        self.check_steps(steps, _STEPS_A_FRAME, "parameters.gravity, parameters.inner_height, parameters.outer_height")
 
     def draw_state(self, rng: Generator, parameters: Mapping[str, float]) -> Tensor:
         """Height and momenta at rest, (3, *grid); a cell that the dam cuts holds about its part of both heights."""

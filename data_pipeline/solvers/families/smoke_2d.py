@@ -15,7 +15,7 @@ from data_pipeline.solvers.base import Parameters, PositiveRange, Solver
 from data_pipeline.solvers.numerics.closed_box import Projection, centred
 from data_pipeline.solvers.numerics.random_field import modes_by_shell
 from data_pipeline.solvers.numerics.smoke_steps import SmokeSteps
-from data_pipeline.solvers.semilinear import Step, substeps
+from data_pipeline.solvers.semilinear import MAX_STEPS, Step, substeps
 
 _LARGEST_MODE = 16
 """Waves along each side of the box up to which the initial smoke is drawn."""
@@ -24,6 +24,8 @@ _CUT = 0.1
 _MOST_SMOKE = 3.0
 """Above the largest |noise| of a thousand samples, 2.1: two waves across the box hold nearly all its variance of 1."""
 _CELLS_A_SCALE = 4
+_LARGEST_SCALE = 10.0
+"""Largest `scale` over the box: the amplitudes of a smoothness of 50 then still have squares above 0."""
 _PARTS = 64
 """Most explicit diffusion steps within one step."""
 
@@ -40,8 +42,8 @@ class Smoke2DParameters(Parameters):
     """Of both sides of the box."""
     scale: Annotated[float, Field(gt=0)] = 11.0
     """Length of the longest waves of the initial smoke, about."""
-    smoothness: Annotated[float, Field(ge=2)] = 6.0
-    """Exponent s of the initial smoke's amplitudes |k|^(-2 s)."""
+    smoothness: Annotated[float, Field(ge=2, le=50)] = 6.0
+    """Exponent s of the initial smoke's amplitudes |k|^(-2 s); above 50 their squares leave the range of floats."""
     viscosity: PositiveRange = (0.01, 0.01)
     """Kinematic viscosity nu."""
     buoyancy: PositiveRange = (0.5, 0.5)
@@ -82,7 +84,7 @@ class Smoke2D(Solver[Smoke2DParameters]):
         return substeps(dt, self.parameters.step)[1]
 
     def diffusion_step(self) -> float:
-        """Length of an explicit step in which viscosity makes no new extremes: half the stable one."""
+        """Longest explicit step in which viscosity is stable; up to it forward Euler makes no new extremes either."""
         return 1 / (2 * self.parameters.viscosity[1] * sum(1 / h**2 for h in self.spacing))
 
     def check(self, start: float, dt: float, frames: int) -> None:
@@ -93,17 +95,18 @@ class Smoke2D(Solver[Smoke2DParameters]):
         - Explicit diffusion: `pdearena` takes as many parts of a step as it needs, up to 64. `second_order` takes one,
           of half the stable length, so that the run on a grid twice as fine is stable too.
         - A wave of length `scale` needs four cells.
-        - The noise must hold waves: `scale` at least L sqrt(0.1) / 16.
+        - The noise must hold waves: `scale` at least L sqrt(0.1) / 16, and at most 10 L: from L on it has all of them.
         """
         parameters, length = self.parameters, self.parameters.length
+        self.check_steps(max(start, dt) / parameters.step, MAX_STEPS, "parameters.step")
         used = max(substeps(span, parameters.step)[1] for span in (start, dt))
         crossing = math.sqrt(length / (2 * parameters.buoyancy[1] * _MOST_SMOKE))
-        diffusing = self.diffusion_step() * (_PARTS if parameters.method == "pdearena" else 1)
+        diffusing = self.diffusion_step() * (_PARTS if parameters.method == "pdearena" else 1 / 2)
         if used > min(crossing, diffusing):
             why = "smoke crosses the box within one" if crossing < diffusing else "the viscosity is unstable"
             raise ConfigError(
                 f"the internal time step of {self.family} is too long: {why}",
-                key="parameters.step",
+                key="generate.parameters.step",
                 found=f"{used:.4g}",
                 expected=f"at most {min(crossing, diffusing):.4g}",
             )
@@ -111,17 +114,17 @@ class Smoke2D(Solver[Smoke2DParameters]):
         if spacing > parameters.scale / _CELLS_A_SCALE:
             raise ConfigError(
                 "the grid is too coarse for the initial smoke",
-                key="resolution",
+                key="generate.resolution",
                 found=f"cells of {spacing:.4g}",
                 expected=f"at most scale / {_CELLS_A_SCALE} = {parameters.scale / _CELLS_A_SCALE:.4g}",
             )
-        smallest = length * math.sqrt(_CUT) / _LARGEST_MODE
-        if parameters.scale < smallest:
+        smallest, largest = length * math.sqrt(_CUT) / _LARGEST_MODE, _LARGEST_SCALE * length
+        if not smallest <= parameters.scale <= largest:
             raise ConfigError(
-                "the initial smoke is too fine for its modes",
-                key="parameters.scale",
+                f"the initial smoke is too {'fine' if parameters.scale < smallest else 'coarse'} for its modes",
+                key="generate.parameters.scale",
                 found=parameters.scale,
-                expected=f"at least {smallest:.4g}",
+                expected=f"at least {smallest:.4g}, at most {largest:.4g}",
             )
 
     def draw_state(self, rng: Generator, parameters: Mapping[str, float]) -> Tensor:

@@ -35,7 +35,7 @@ def check_correlation(family: str, spacing: tuple[float, ...], inverse_length: f
     if inverse_length > largest:
         raise ConfigError(
             f"the grid of {family} is too coarse for its random field",
-            key="parameters.inverse_length",
+            key="generate.parameters.inverse_length",
             found=f"{inverse_length:g}",
             expected=f"at most {largest:.4g}: {_INTERVALS} intervals of the grid in 1 / inverse_length",
         )

@@ -76,7 +76,7 @@ class Transport1D(SemilinearSolver[ParametersT]):
         if self.grid[0] < cells:
             raise ConfigError(
                 f"the grid is too coarse for the parameters of {self.family}",
-                key="resolution x parameters.refine",
+                key="generate.resolution x generate.parameters.refine",
                 found=self.grid[0],
                 expected=f"at least {cells} points",
             )

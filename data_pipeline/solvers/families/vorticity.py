@@ -56,7 +56,7 @@ class VorticitySolver(SemilinearSolver[VorticityT]):
             needed = math.ceil(min(self.grid) * _CUTOFF / found)
             raise ConfigError(
                 f"the grid of {self.family}, {self.grid}, is too coarse for a viscosity of {self.least_viscosity():g}",
-                key="resolution, parameters.refine",
+                key="generate.resolution, generate.parameters.refine",
                 found=f"k_max sqrt(nu / w) = {found:.2g} at a vorticity of {vorticity:.3g}",
                 expected=f"at least {_CUTOFF}: {needed} points along each axis, stored ones times parameters.refine",
             )

@@ -94,7 +94,7 @@ class WallFlow(Solver[ParametersT]):
                 raise ConfigError(
                     f"the grid is too coarse for a boundary layer of thickness {thinnest:.3g} (Reynolds number "
                     f"{given.velocity[1] * length / kinematic[0]:.4g})",
-                    key=f"resolution along {self.axes[axis]} times parameters.refine",
+                    key=f"generate.resolution along {self.axes[axis]} times generate.parameters.refine",
                     found=self.grid[axis],
                     expected=f"at least {needed}: {_LAYER_CELLS:g} cells in the layer",
                 )

@@ -13,6 +13,7 @@ from data_pipeline.base.errors import ConfigError
 from data_pipeline.solvers.base import Parameters, PositiveRange, Solver
 from data_pipeline.solvers.numerics.acoustics import LARGEST_COURANT, AcousticEvolution, add_rates, longest_step
 from data_pipeline.solvers.numerics.counts import Counts, draw_count
+from data_pipeline.solvers.semilinear import MAX_STEPS
 
 _MARGIN = 4.0
 """Distance of a pulse's centre from the sides, in its widths: a pulse is 0.03 % of its height there."""
@@ -74,7 +75,7 @@ class Wave2D(Solver[Wave2DParameters]):
         return False
 
     def check(self, start: float, dt: float, frames: int) -> None:
-        """Refuse pulses that do not fit into the box, and a grid too coarse for them.
+        """Refuse pulses that do not fit into the box, a grid too coarse for them, and frames of too many steps.
 
         A pulse that enters a slower medium shortens with the speed. One whose width is a cell still keeps nearly all
         of its spectrum below half of the grid's largest wavenumber.
@@ -84,7 +85,7 @@ class Wave2D(Solver[Wave2DParameters]):
         if p.pulse_width[1] >= widest:
             raise ConfigError(
                 "the pulses do not fit into the box",
-                key="parameters.pulse_width",
+                key="generate.parameters.pulse_width",
                 found=p.pulse_width[1],
                 expected=f"below {widest:g}: they stay {_MARGIN:g} widths away from the sides",
             )
@@ -92,11 +93,13 @@ class Wave2D(Solver[Wave2DParameters]):
         if shortest < max(self.spacing):
             raise ConfigError(
                 f"the grid of {self.grid} is too coarse for a pulse in the slowest medium",
-                key="parameters.pulse_width, speed",
+                key="generate.parameters.pulse_width, speed",
                 found=f"a width of {shortest:.3g}",
                 expected=f"at least a cell, {max(self.spacing):.3g}: a finer grid (resolution, parameters.refine), "
                 "wider pulses or more even speeds",
             )
+        longest = longest_step(self.spacing, p.speed[1], p.courant)
+        self.check_steps(max(start, dt) / longest, MAX_STEPS, "parameters.speed")
 
     def internal_step(self, dt: float) -> float:
         """The equal steps within the Courant bound that make up dt."""

@@ -22,7 +22,7 @@ def check_front(solver: Solver[Any], length: float, what: str, least: float) -> 
     if held < least:
         raise ConfigError(
             f"the grid {solver.grid} is too coarse for the fronts of {solver.family}",
-            key="resolution",
+            key="generate.resolution",
             found=f"{held:.2g} points for each {length:.3g} = {what}",
             expected=f"at least {least}: a finer grid, parameters.refine, or larger diffusivities",
         )
