@@ -22,6 +22,11 @@ class Launcher:
     address: str | None = None
     """Of an existing Ray cluster; None for the one that Ray finds, or a local one."""
 
+    def cluster(self, environment: Mapping[str, str] = os.environ) -> str | None:
+        """Address of the Ray cluster that data and ranks go to; None where there is none but a session on this
+        machine. Ray itself names it to its jobs, by $RAY_ADDRESS."""
+        return (self.address or environment.get("RAY_ADDRESS")) if self.kind == "ray" else None
+
     def words(self) -> list[str]:
         """The flags that ask for this launcher."""
         flags = {"--nodes": self.nodes, "--gpus-per-node": self.ranks_per_node, "--address": self.address}

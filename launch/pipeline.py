@@ -34,7 +34,8 @@ def run(config_path: Path, overrides: Sequence[str], launcher: Launcher = LOCAL)
     Args:
         config_path: a pretraining configuration.
         overrides: `key=value` for it.
-        launcher: what starts the training processes; all else is done here, or in the Slurm job that this submits.
+        launcher: what starts the training processes; all else is done here, or in the Slurm job that this submits,
+            but for the data, which a Ray cluster makes.
 
     Returns:
         0, the exit code.
@@ -56,7 +57,7 @@ def run(config_path: Path, overrides: Sequence[str], launcher: Launcher = LOCAL)
     with exclusive(Path(config.output) / ".lock", wait=True, what=f"the job in {config.output}"):
         outcomes: list[Outcome] = []
         _say(f"data: stores and shards in {config.data.root}/")
-        make_datasets(_all_datasets(config, folder, finetuning), as_location(config.data.root))
+        make_datasets(_all_datasets(config, folder, finetuning), as_location(config.data.root), launcher.cluster())
         _say(f"pretrain, evaluate, register: {config.name}")
         outcomes.append(pretrain_job(config, folder, uri, launcher))
         if finetuning is not None:

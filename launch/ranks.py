@@ -101,10 +101,11 @@ def _start(folder: Path, ranks: int, tracking_uri: str, launcher: Launcher) -> N
     else:
         from launch.ray_train import run
 
-        if launcher.address is None:
+        address = launcher.cluster()
+        if address is None:
             check_gpus()
         gpus, restarts = launcher.ranks_per_node or torch.cuda.device_count(), read_run(folder).training.restarts
-        run(folder, ranks, tracking_uri, address=launcher.address, use_gpu=gpus > 0, max_failures=restarts)
+        run(folder, ranks, tracking_uri, address=address, use_gpu=gpus > 0, max_failures=restarts)
 
 
 def _run_head(folder: Path, ranks_per_node: int, tracking_uri: str, nodes: int) -> None:

@@ -42,8 +42,7 @@ def run(folder: Path, ranks: int, uri: str, *, address: str | None, use_gpu: boo
         folder: a folder laid out by `pretrain.run.prepare`, under the same path on every node.
         ranks: number of training processes.
         uri: MLflow's, without a password.
-        address: HOST:PORT of a cluster, whose nodes have this environment. None: $RAY_ADDRESS, which Ray sets for its
-            jobs, and without that a session on this machine.
+        address: HOST:PORT of a cluster, whose nodes have this environment; None for a session on this machine.
         use_gpu: a GPU for each rank; otherwise a CPU.
         max_failures: how often the group is started again after a worker or a node died.
 
@@ -51,7 +50,7 @@ def run(folder: Path, ranks: int, uri: str, *, address: str | None, use_gpu: boo
         ConfigError: the tracking URI holds a password.
         PdepotError: no cluster answers, or it has too few GPUs or CPUs.
     """
-    folder, address = folder.resolve(), address or os.environ.get("RAY_ADDRESS")
+    folder = folder.resolve()
     _check_uri(uri)
     write_status(folder, "running")
     with ray_session(address):

@@ -107,7 +107,7 @@ def sweep(folder: Path, victim: int) -> None:
     write_json(folder / "outcomes.json", outcomes)
 
 
-@pytest.mark.parametrize(("victim", "at_least"), [(0, 30), (1, 5)])
+@pytest.mark.parametrize(("victim", "at_least"), [(0, 30), pytest.param(1, 5, marks=pytest.mark.slow)])
 def test_all_ranks_killed_at_any_operation_of_a_save(quick: Path, victim: int, at_least: int) -> None:
     with _processes() as processes:
         processes.append(_CONTEXT.Process(target=sweep, args=(quick, victim)))

@@ -51,7 +51,7 @@ def test_ranks_and_stages_may_change(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("stage", [0, *(pytest.param(stage, marks=pytest.mark.slow) for stage in (1, 2)), 3])
 def test_the_same_ranks_go_on_to_the_same_bits(data: dict[str, Any], tmp_path: Path, stage: int) -> None:
     whole, parts = (tmp_path / name for name in ("whole", "parts"))
     options: dict[str, Any] = {"ema": 0.9, "clip_quantile": 0.5, "clip_window": 4, "zero_stage": stage, "steps": 6}

@@ -150,6 +150,7 @@ def test_fine_tuning_starts_from_the_registered_weights(clean: tuple[Path, str])
     assert finetuned == fresh  # same data, samples, noise and steps
 
 
+@pytest.mark.slow
 def test_a_second_run_reuses_everything(clean: tuple[Path, str]) -> None:
     folder, _ = clean
     kept = [folder / "data", folder / "runs/pretrain/final", folder / "runs/finetune/fine-tuned/final"]

@@ -8,6 +8,7 @@ import pytest
 
 from data_pipeline.base.errors import ConfigError, PdepotError
 from data_pipeline.workers import ray_session
+from launch.launcher import Launcher
 from launch.ranks import run_ranks
 from launch.ray_train import run
 from pretrain.run import read_status
@@ -68,4 +69,4 @@ def test_a_job_of_ray_finds_its_cluster_by_the_environment(tmp_path: Path, monke
     address = f"127.0.0.1:{free_port()}"
     monkeypatch.setenv("RAY_ADDRESS", address)
     with pytest.raises(PdepotError, match=rf"(?s)no Ray cluster answers.*{address}"):
-        run(tmp_path, 2, "sqlite:///unused.db", address=None, use_gpu=False, max_failures=0)
+        run(tmp_path, 2, "sqlite:///unused.db", address=Launcher("ray").cluster(), use_gpu=False, max_failures=0)

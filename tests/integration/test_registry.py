@@ -382,6 +382,7 @@ def test_reading_makes_no_database(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(240)
+@pytest.mark.slow
 def test_a_server_holds_it_all_and_its_end_does_not_stop_a_training(
     folder: Path, name: str, uri: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -96,6 +96,7 @@ def test_kill_9_of_all_ranks_does_not_change_the_weights(
     assert weights(folder) == weights(undisturbed)
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_the_next_start_goes_on(
     data: dict[str, Any], uri: str, undisturbed: Path, tmp_path: Path
 ) -> None:

@@ -1,5 +1,6 @@
 """The average of the weights is the plain formula's, under every ZeRO stage."""
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -28,6 +29,7 @@ def averaged(stages: list[int]) -> list[tuple[dict[str, Tensor], dict[tuple[str,
     return results
 
 
+@pytest.mark.slow
 def test_the_average_is_the_plain_formulas_at_every_stage() -> None:
     plain, whole = run_in_ranks(averaged, 1, [0])[0][0]
     trained = {name for name, _ in whole}

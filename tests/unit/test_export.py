@@ -140,6 +140,7 @@ def test_a_file_says_what_it_is(format: Format, tmp_path: Path) -> None:
     assert str(ROOT).encode() not in file.read_bytes()
 
 
+@pytest.mark.slow
 def test_an_onnx_graph_has_readable_inputs_and_outputs(tmp_path: Path) -> None:
     file = tmp_path / "operator.onnx"
     export_operator(conditioned_operator("named", "mean_std"), file, "onnx", "other")
@@ -249,6 +250,7 @@ def test_other_files_are_named_as_such(tmp_path: Path) -> None:
         load_exported(tmp_path / "none.pt2")
 
 
+@pytest.mark.slow
 def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder, file = tmp_path / "operator", tmp_path / "toy.onnx"
     folder.mkdir()

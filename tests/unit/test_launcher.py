@@ -226,6 +226,19 @@ def test_launcher_slurm_submits_the_same_command_once(
     assert "--gpus-per-node" in capsys.readouterr().err
 
 
+def test_a_ray_cluster_makes_the_data_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    config = ROOT / "configs" / "pretrain" / "demo.yaml"
+    words = [str(config), f"output={tmp_path / 'out'}", f"data.root={tmp_path / 'data'}", "--launcher", "ray"]
+    for ours, rays in (["--address", "127.0.0.1:9"], None), ([], "127.0.0.1:9"):
+        monkeypatch.setenv("RAY_ADDRESS", rays or "127.0.0.1:7")
+        assert pipeline([*words, *ours]) == 1
+        assert "127.0.0.1:9" in capsys.readouterr().err  # where nobody is
+    assert Launcher("slurm").cluster({"RAY_ADDRESS": "elsewhere:6379"}) is None
+
+
 def test_within_an_allocation_srun_starts_one_process_on_each_node(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

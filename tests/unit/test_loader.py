@@ -181,7 +181,8 @@ def test_closing_ends_the_threads() -> None:
 def test_a_batch_moves_as_a_whole() -> None:
     (batch,) = take(two_stores(), 1)
     moved = batch.to("meta")
-    assert all(value.device.type == "meta" for value in vars(moved).values() if isinstance(value, torch.Tensor))
+    left = {name for name, value in vars(moved).items() if torch.is_tensor(value) and value.device.type != "meta"}
+    assert left == {"position"}  # which makes seeds: reading it back from a GPU would wait for all that this has to do
     assert vars(moved).keys() == vars(batch).keys()
     assert moved.history.shape == batch.history.shape
 

@@ -170,10 +170,3 @@ def test_a_forked_process_goes_on_where_its_parent_was(name: str) -> None:
             answer = np.frombuffer(pipe.read()).tolist()
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert answer == [*expected[4:], *expected[:4]]
-
-
-def test_positions_stay_where_seeds_are_made() -> None:
-    """Reading them back from a GPU would wait for all that it has yet to do, in every micro-batch."""
-    row = torch.zeros(2, dtype=torch.int64)
-    batch = Batch(torch.zeros(2, 3, 4, 4, 1), 2, row, row, row, row, row).to("meta")
-    assert (batch.window.device.type, batch.dataset.device.type, batch.position.device.type) == ("meta", "meta", "cpu")

@@ -115,6 +115,7 @@ def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
         )
 
 
+@pytest.mark.slow
 def test_all_stages_do_what_one_process_does() -> None:
     runs = [("adamw", 1), ("adam", 2), ("adam", 3), *(("muon", stage) for stage in range(4))]
     expected = {optimizer: plainly(optimizer) for optimizer in ("adamw", "adam", "muon")}

@@ -84,6 +84,7 @@ def lose_answers(monkeypatch: pytest.MonkeyPatch, name: str) -> list[int]:
     return calls
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_new_database_and_experiment(starters: tuple[str, list[tuple[int, str]]]) -> None:
     uri, outcomes = starters
     assert [code for code, _ in outcomes] == [0, 0], outcomes
