@@ -18,6 +18,7 @@ from data_pipeline.base.files import disk_error
 
 _RETRIES = 3
 _CONNECT_SECONDS = 10.0
+_CANCEL_SECONDS = 10.0
 _OBJECT_STORE_BYTES = 100 * 2**20  # paths go in and receipts come out, so the smallest store is ample
 
 _KEPT: ContextVar[bool] = ContextVar("kept", default=False)
@@ -202,6 +203,8 @@ def run_tasks(
     finally:
         for reference in running:
             ray.cancel(reference, force=True)
+        if running:  # a task that still writes would get into the way of the next build
+            ray.wait(running, num_returns=len(running), timeout=_CANCEL_SECONDS)
 
 
 def _call(function: Callable[[Argument], Result], argument: Argument) -> Result:
