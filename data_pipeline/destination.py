@@ -127,12 +127,7 @@ class FolderDestination:
         if plan_file.exists() and not same:
             print(f"{self._final}: removing what an interrupted run of another plan left behind", flush=True)
         remove_tree(self._partial)
-        while True:
-            try:
-                self._partial.mkdir(parents=True)
-                break
-            except FileExistsError:  # a cancelled task of the earlier run has written once more
-                remove_tree(self._partial)
+        self._partial.mkdir(parents=True)
         prepare(self.folder)
         write_json(plan_file, plan)
         return {}
